@@ -1,0 +1,32 @@
+//! The vocabulary that every part of Bulkhead agrees on: pure values and pure
+//! decisions. There is no I/O here, nothing async and nothing of Kubernetes; a
+//! script in CI keeps it so.
+//!
+//! ```text
+//!  annotations ──▶ SidecarConfig ──env──▶ proxy        identity: who a workload is
+//!  (annotation)    (sidecar, settings)                 policy:   who may connect, and why not
+//! ```
+//!
+//! In reading order:
+//! - [`identity`]: trust domains and SPIFFE IDs, valid by construction.
+//! - [`annotation`]: the table of every annotation that people may write.
+//! - [`sidecar`]: what the webhook tells the proxy, as one struct.
+//! - [`settings`]: how every program reads its environment, all errors at once.
+//! - [`policy`]: mTLS modes and the inbound decision.
+//! - [`protocol`]: what is spoken inside a connection, and how we know.
+//! - [`alpn`]: the names that mark mesh traffic on the wire.
+//! - [`reason`]: the stable code of each refusal that the proxy makes.
+//! - [`port_set`], [`duration`]: small values as people write them.
+//! - [`ports`]: the table of every port that Bulkhead binds.
+
+pub mod alpn;
+pub mod annotation;
+pub mod duration;
+pub mod identity;
+pub mod policy;
+pub mod port_set;
+pub mod ports;
+pub mod protocol;
+pub mod reason;
+pub mod settings;
+pub mod sidecar;
