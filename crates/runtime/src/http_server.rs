@@ -1,0 +1,111 @@
+//! A small HTTP/1.1 server for a process's own ports: metrics, readiness,
+//! admin. Whole bodies, no state, and limits that hold against anybody who can
+//! reach the port.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::drain;
+
+pub type Request = hyper::Request<Incoming>;
+pub type Response = hyper::Response<Full<Bytes>>;
+pub use hyper::{Method, StatusCode};
+
+/// The most connections served at once. Further ones wait in the backlog, so a
+/// flood of scrapes cannot take the process's memory.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may live in all; scrapers reconnect.
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// How long to wait after a failed accept, which is nearly always a lack of file
+/// descriptors: trying again at once would take a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `handler` on a listener until the drain starts, then finishes the
+/// requests in hand.
+pub async fn serve<H, F>(listener: TcpListener, handler: H, mut drain: drain::Watch)
+where
+    H: Fn(Request, SocketAddr) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let handler = Arc::new(handler);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return; // Never closed.
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.started() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection on a monitoring port failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let handler = Arc::clone(&handler);
+        let mut drain = drain.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = handler(request, peer);
+                async move { Ok::<_, Infallible>(response.await) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let age = tokio::time::sleep(MAX_AGE);
+            // Whatever goes wrong on this connection is the client's affair.
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = drain.started() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
+                }
+                () = age => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
+                }
+            }
+            drop(place);
+        });
+    }
+}
+
+/// A response with a plain text body.
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response {
+    with_type(status, "text/plain; charset=utf-8", body)
+}
+
+/// A response with a JSON body.
+pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
+    with_type(status, "application/json", body)
+}
+
+/// A response with a body of the given media type.
+pub fn with_type(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
