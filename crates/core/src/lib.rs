@@ -10,23 +10,31 @@
 //! In reading order:
 //! - [`identity`]: trust domains and SPIFFE IDs, valid by construction.
 //! - [`annotation`]: the table of every annotation that people may write.
+//! - [`pod_settings`], [`resources`]: what those annotations can change.
 //! - [`sidecar`]: what the webhook tells the proxy, as one struct.
+//! - [`redirect`]: what it tells the init container, likewise.
 //! - [`settings`]: how every program reads its environment, all errors at once.
 //! - [`policy`]: mTLS modes and the inbound decision.
 //! - [`protocol`]: what is spoken inside a connection, and how we know.
 //! - [`alpn`]: the names that mark mesh traffic on the wire.
 //! - [`reason`]: the stable code of each refusal that the proxy makes.
-//! - [`port_set`], [`duration`]: small values as people write them.
+//! - [`port_set`], [`cidr`], [`quantity`], [`duration`]: small values as people
+//!   write them.
 //! - [`ports`]: the table of every port that Bulkhead binds.
 
 pub mod alpn;
 pub mod annotation;
+pub mod cidr;
 pub mod duration;
 pub mod identity;
+pub mod pod_settings;
 pub mod policy;
 pub mod port_set;
 pub mod ports;
 pub mod protocol;
+pub mod quantity;
 pub mod reason;
+pub mod redirect;
+pub mod resources;
 pub mod settings;
 pub mod sidecar;

@@ -115,6 +115,11 @@ pub struct AppProbe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_name: Option<String>,
     pub timeout_seconds: u32,
+    /// The handler as the pod spec had it, where the fields above do not say
+    /// all of it (an empty list, a field of a newer Kubernetes). The proxy does
+    /// not read it; it is how injection can be undone exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<serde_json::Value>,
 }
 
 /// The kinds of probe that would meet the proxy on their way. An `exec` probe
@@ -186,30 +191,30 @@ impl std::str::FromStr for LogFormat {
 /// The variables, by name. Those that start with `POD_` or name the pod are
 /// filled in by the kubelet (the downward API), see [`DOWNWARD_API`].
 mod name {
-    pub const TRUST_DOMAIN: &str = "BULKHEAD_TRUST_DOMAIN";
-    pub const NAMESPACE: &str = "BULKHEAD_NAMESPACE";
-    pub const SERVICE_ACCOUNT: &str = "BULKHEAD_SERVICE_ACCOUNT";
-    pub const POD_NAME: &str = "BULKHEAD_POD_NAME";
-    pub const WORKLOAD: &str = "BULKHEAD_WORKLOAD";
-    pub const CA_ADDRESS: &str = "BULKHEAD_CA_ADDRESS";
-    pub const CA_ROOTS_PATH: &str = "BULKHEAD_CA_ROOTS_PATH";
-    pub const TOKEN_PATH: &str = "BULKHEAD_TOKEN_PATH";
-    pub const CERTIFICATE_LIFETIME: &str = "BULKHEAD_CERTIFICATE_LIFETIME";
-    pub const MTLS_MODE: &str = "BULKHEAD_MTLS_MODE";
-    pub const PORT_MTLS_MODES: &str = "BULKHEAD_PORT_MTLS_MODES";
-    pub const OPAQUE_PORTS: &str = "BULKHEAD_OPAQUE_PORTS";
-    pub const PORT_PROTOCOLS: &str = "BULKHEAD_PORT_PROTOCOLS";
-    pub const INBOUND: &str = "BULKHEAD_INBOUND";
-    pub const OUTBOUND: &str = "BULKHEAD_OUTBOUND";
-    pub const STATUS_ADDRESS: &str = "BULKHEAD_STATUS_ADDRESS";
-    pub const ADMIN_ADDRESS: &str = "BULKHEAD_ADMIN_ADDRESS";
-    pub const APP_PROBES: &str = "BULKHEAD_APP_PROBES";
-    pub const CONCURRENCY: &str = "BULKHEAD_CONCURRENCY";
-    pub const LOG_LEVEL: &str = "BULKHEAD_LOG_LEVEL";
-    pub const LOG_FORMAT: &str = "BULKHEAD_LOG_FORMAT";
-    pub const ACCESS_LOG: &str = "BULKHEAD_ACCESS_LOG";
-    pub const DRAIN_DURATION: &str = "BULKHEAD_DRAIN_DURATION";
-    pub const TRACE_SAMPLING: &str = "BULKHEAD_TRACE_SAMPLING";
+    pub(super) const TRUST_DOMAIN: &str = "BULKHEAD_TRUST_DOMAIN";
+    pub(super) const NAMESPACE: &str = "BULKHEAD_NAMESPACE";
+    pub(super) const SERVICE_ACCOUNT: &str = "BULKHEAD_SERVICE_ACCOUNT";
+    pub(super) const POD_NAME: &str = "BULKHEAD_POD_NAME";
+    pub(super) const WORKLOAD: &str = "BULKHEAD_WORKLOAD";
+    pub(super) const CA_ADDRESS: &str = "BULKHEAD_CA_ADDRESS";
+    pub(super) const CA_ROOTS_PATH: &str = "BULKHEAD_CA_ROOTS_PATH";
+    pub(super) const TOKEN_PATH: &str = "BULKHEAD_TOKEN_PATH";
+    pub(super) const CERTIFICATE_LIFETIME: &str = "BULKHEAD_CERTIFICATE_LIFETIME";
+    pub(super) const MTLS_MODE: &str = "BULKHEAD_MTLS_MODE";
+    pub(super) const PORT_MTLS_MODES: &str = "BULKHEAD_PORT_MTLS_MODES";
+    pub(super) const OPAQUE_PORTS: &str = "BULKHEAD_OPAQUE_PORTS";
+    pub(super) const PORT_PROTOCOLS: &str = "BULKHEAD_PORT_PROTOCOLS";
+    pub(super) const INBOUND: &str = "BULKHEAD_INBOUND";
+    pub(super) const OUTBOUND: &str = "BULKHEAD_OUTBOUND";
+    pub(super) const STATUS_ADDRESS: &str = "BULKHEAD_STATUS_ADDRESS";
+    pub(super) const ADMIN_ADDRESS: &str = "BULKHEAD_ADMIN_ADDRESS";
+    pub(super) const APP_PROBES: &str = "BULKHEAD_APP_PROBES";
+    pub(super) const CONCURRENCY: &str = "BULKHEAD_CONCURRENCY";
+    pub(super) const LOG_LEVEL: &str = "BULKHEAD_LOG_LEVEL";
+    pub(super) const LOG_FORMAT: &str = "BULKHEAD_LOG_FORMAT";
+    pub(super) const ACCESS_LOG: &str = "BULKHEAD_ACCESS_LOG";
+    pub(super) const DRAIN_DURATION: &str = "BULKHEAD_DRAIN_DURATION";
+    pub(super) const TRACE_SAMPLING: &str = "BULKHEAD_TRACE_SAMPLING";
 }
 
 /// The variable that holds the application's probes, for whoever has to give
@@ -495,6 +500,7 @@ mod tests {
                 port: 8080,
                 port_name: Some("http".into()),
                 timeout_seconds: 3,
+                original: Some(serde_json::json!({"httpGet": {"port": "http"}})),
             },
         );
         for (path, handler) in [
@@ -516,6 +522,7 @@ mod tests {
                     port: 9,
                     port_name: None,
                     timeout_seconds: 1,
+                    original: None,
                 },
             );
         }
