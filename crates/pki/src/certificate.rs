@@ -1,0 +1,258 @@
+//! A parsed certificate, and what the rules look at.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+
+use crate::key::{KeyError, PublicKey};
+use crate::pem::{self, PemError};
+
+/// The longest certificate that is parsed, in bytes.
+const MAX_CERTIFICATE: usize = 16 * 1024;
+
+/// A certificate: its bytes, and what it says. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    der: CertificateDer<'static>,
+    facts: Arc<Facts>,
+}
+
+impl Certificate {
+    pub fn from_der(der: CertificateDer<'static>) -> Result<Self, CertificateError> {
+        let facts = Arc::new(Facts::parse(&der)?);
+        Ok(Self { der, facts })
+    }
+
+    /// Reads every certificate of a PEM text of at most `limit` bytes.
+    pub fn all_from_pem(text: &str, limit: usize) -> Result<Vec<Self>, CertificateError> {
+        pem::decode(text, limit)?
+            .into_iter()
+            .map(|block| match block.label.as_str() {
+                pem::CERTIFICATE => Self::from_der(block.der.to_vec().into()),
+                _ => Err(CertificateError::Label(block.label)),
+            })
+            .collect()
+    }
+
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
+    pub fn to_pem(&self) -> String {
+        std::mem::take(&mut *pem::encode(pem::CERTIFICATE, &self.der))
+    }
+
+    pub fn not_before(&self) -> SystemTime {
+        self.facts.not_before
+    }
+
+    pub fn not_after(&self) -> SystemTime {
+        self.facts.not_after
+    }
+
+    /// The serial number in lower-case hexadecimal digits.
+    pub fn serial(&self) -> String {
+        self.facts.serial()
+    }
+
+    /// SHA-256 of the certificate in lower-case hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);
+        hex(digest.as_ref())
+    }
+
+    pub fn public_key(&self) -> Result<PublicKey, KeyError> {
+        with_parsed(&self.der, |parsed| {
+            PublicKey::from_spki(parsed.public_key())
+        })
+        .unwrap_or(Err(KeyError::Unsupported))
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether `issuer` signed this certificate, by name and by signature.
+    pub(crate) fn is_signed_by(&self, issuer: &Self) -> bool {
+        self.facts.issuer == issuer.facts.subject
+            && issuer.public_key().is_ok_and(|key| {
+                with_parsed(&self.der, |parsed| {
+                    key.verify(
+                        &parsed.signature_algorithm,
+                        parsed.tbs_certificate.as_ref(),
+                        &parsed.signature_value.data,
+                    )
+                    .is_ok()
+                })
+                .unwrap_or(false)
+            })
+    }
+}
+
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Certificate {}
+
+/// What a certificate says, as far as any rule asks.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) uris: Vec<String>,
+    /// Whether the subject alternative names are marked critical.
+    pub(crate) names_critical: bool,
+    pub(crate) subject_empty: bool,
+    pub(crate) is_ca: bool,
+    pub(crate) key_usage: Option<KeyUsage>,
+    pub(crate) extended_key_usage: Option<ExtendedKeyUsage>,
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+    /// The names in DER, as they stand in the certificate.
+    pub(crate) subject: Vec<u8>,
+    pub(crate) issuer: Vec<u8>,
+    /// SubjectPublicKeyInfo in DER.
+    pub(crate) spki: Vec<u8>,
+    serial: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyUsage {
+    pub(crate) critical: bool,
+    pub(crate) digital_signature: bool,
+    pub(crate) key_cert_sign: bool,
+    pub(crate) crl_sign: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExtendedKeyUsage {
+    pub(crate) server_auth: bool,
+    pub(crate) client_auth: bool,
+}
+
+impl Facts {
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, CertificateError> {
+        with_parsed(der, Self::of)?
+    }
+
+    fn of(parsed: &X509Certificate<'_>) -> Result<Self, CertificateError> {
+        let validity = parsed.validity();
+        let mut facts = Self {
+            uris: Vec::new(),
+            names_critical: false,
+            subject_empty: parsed.subject().iter_rdn().next().is_none(),
+            is_ca: false,
+            key_usage: None,
+            extended_key_usage: None,
+            not_before: system_time(validity.not_before)?,
+            not_after: system_time(validity.not_after)?,
+            subject: parsed.subject().as_raw().to_vec(),
+            issuer: parsed.issuer().as_raw().to_vec(),
+            spki: parsed.public_key().raw.to_vec(),
+            serial: parsed.raw_serial().to_vec(),
+        };
+        for (at, extension) in parsed.extensions().iter().enumerate() {
+            // RFC 5280, 4.2: never more than one of a kind. Two readers that
+            // each believe another one would disagree about who this is.
+            if parsed.extensions()[..at]
+                .iter()
+                .any(|earlier| earlier.oid == extension.oid)
+            {
+                return Err(CertificateError::Malformed);
+            }
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    facts.names_critical = extension.critical;
+                    for name in &names.general_names {
+                        match name {
+                            GeneralName::URI(uri) => facts.uris.push((*uri).to_owned()),
+                            GeneralName::Invalid(..) => return Err(CertificateError::Malformed),
+                            _ => {}
+                        }
+                    }
+                }
+                ParsedExtension::BasicConstraints(constraints) => facts.is_ca = constraints.ca,
+                ParsedExtension::KeyUsage(usage) => {
+                    facts.key_usage = Some(KeyUsage {
+                        critical: extension.critical,
+                        digital_signature: usage.digital_signature(),
+                        key_cert_sign: usage.key_cert_sign(),
+                        crl_sign: usage.crl_sign(),
+                    });
+                }
+                ParsedExtension::ExtendedKeyUsage(usage) => {
+                    facts.extended_key_usage = Some(ExtendedKeyUsage {
+                        server_auth: usage.server_auth,
+                        client_auth: usage.client_auth,
+                    });
+                }
+                ParsedExtension::ParseError { .. } => return Err(CertificateError::Malformed),
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Whether `now` is within the validity, both ends included (RFC 5280,
+    /// 4.1.2.5).
+    pub(crate) fn is_valid_at(&self, now: SystemTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
+    pub(crate) fn serial(&self) -> String {
+        // A positive number whose first bit is set has a zero byte before it.
+        match self.serial.as_slice() {
+            [0, rest @ ..] if !rest.is_empty() => hex(rest),
+            serial => hex(serial),
+        }
+    }
+}
+
+/// Parses `der`, which must be one whole certificate, and looks at it.
+fn with_parsed<T>(
+    der: &[u8],
+    look: impl FnOnce(&X509Certificate<'_>) -> T,
+) -> Result<T, CertificateError> {
+    if der.len() > MAX_CERTIFICATE {
+        return Err(CertificateError::TooLong);
+    }
+    match X509Certificate::from_der(der) {
+        Ok(([], parsed)) => Ok(look(&parsed)),
+        _ => Err(CertificateError::Malformed),
+    }
+}
+
+fn system_time(time: ASN1Time) -> Result<SystemTime, CertificateError> {
+    u64::try_from(time.timestamp())
+        .ok()
+        .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+        .ok_or(CertificateError::Malformed)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}
+
+/// Why bytes are not a certificate.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CertificateError {
+    #[error("the certificate is malformed (RFC 5280)")]
+    Malformed,
+    #[error("the certificate is longer than {MAX_CERTIFICATE} bytes")]
+    TooLong,
+    #[error("the PEM text has a block {0:?} where only certificates are expected")]
+    Label(String),
+    #[error(transparent)]
+    Pem(#[from] PemError),
+}

@@ -1,0 +1,161 @@
+//! A CA certificate with its private key: what signs other certificates.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::rand;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
+};
+use time::OffsetDateTime;
+
+use crate::certificate::{Certificate, CertificateError};
+use crate::key::{KeyError, PrivateKey};
+
+/// Validity starts this long before issuing, because clocks differ.
+pub const BACKDATE: Duration = Duration::from_secs(120);
+
+/// 128 random bits, so that nobody can foresee or repeat a serial number.
+const SERIAL_LENGTH: usize = 16;
+
+/// A signing certificate, parsed once for all that it will sign.
+pub(crate) struct Signer {
+    certificate: Certificate,
+    issuer: Issuer<'static, PrivateKey>,
+}
+
+impl Signer {
+    /// A certificate that signs itself.
+    pub(crate) fn self_signed(mut params: CertificateParams) -> Result<Self, SignError> {
+        let key = PrivateKey::generate()?;
+        params.serial_number = Some(new_serial()?);
+        let made = params.self_signed(&key)?;
+        Self::new(Certificate::from_der(made.into())?, key)
+    }
+
+    /// A certificate below this one.
+    pub(crate) fn subordinate(&self, params: CertificateParams) -> Result<Self, SignError> {
+        let key = PrivateKey::generate()?;
+        let certificate = self.sign(params, key.public_key())?;
+        Self::new(certificate, key)
+    }
+
+    pub(crate) fn new(certificate: Certificate, key: PrivateKey) -> Result<Self, SignError> {
+        if certificate.public_key().as_ref() != Ok(key.public_key()) {
+            return Err(SignError::KeyMismatch);
+        }
+        let issuer = Issuer::from_ca_cert_der(certificate.der(), key)?;
+        Ok(Self {
+            certificate,
+            issuer,
+        })
+    }
+
+    /// Signs what `params` say for `subject`, under a new serial number.
+    pub(crate) fn sign(
+        &self,
+        mut params: CertificateParams,
+        subject: &impl PublicKeyData,
+    ) -> Result<Certificate, SignError> {
+        params.serial_number = Some(new_serial()?);
+        params.use_authority_key_identifier_extension = true;
+        let made = params.signed_by(subject, &self.issuer)?;
+        Ok(Certificate::from_der(made.into())?)
+    }
+
+    pub(crate) fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    pub(crate) fn key(&self) -> &PrivateKey {
+        self.issuer.key()
+    }
+}
+
+/// From when to when a certificate is valid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validity {
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+}
+
+impl Validity {
+    /// From shortly before `now` until `lifetime` after it.
+    pub(crate) fn new(now: SystemTime, lifetime: Duration) -> Result<Self, SignError> {
+        let range = || {
+            let not_after = now.checked_add(lifetime)?;
+            Some((now.checked_sub(BACKDATE)?, not_after))
+        };
+        let (not_before, not_after) = range().ok_or(SignError::Time)?;
+        if lifetime < Duration::from_secs(1) {
+            return Err(SignError::Time);
+        }
+        Ok(Self {
+            not_before,
+            not_after,
+        })
+    }
+}
+
+/// The parameters that all certificates begin with: no name at all.
+pub(crate) fn nameless(validity: Validity) -> Result<CertificateParams, SignError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = date(validity.not_before)?;
+    params.not_after = date(validity.not_after)?;
+    Ok(params)
+}
+
+/// The parameters of a signing certificate. RFC 5280 (4.1.2.6) wants its
+/// subject to have a name.
+pub(crate) fn signing(
+    validity: Validity,
+    organization: &str,
+    name: &str,
+    constraints: BasicConstraints,
+) -> Result<CertificateParams, SignError> {
+    let mut params = nameless(validity)?;
+    let subject = &mut params.distinguished_name;
+    subject.push(DnType::OrganizationName, organization);
+    subject.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// A URI among the alternative names.
+pub(crate) fn uri(uri: &str) -> Result<SanType, SignError> {
+    Ok(SanType::URI(uri.try_into()?))
+}
+
+fn new_serial() -> Result<SerialNumber, SignError> {
+    let mut bytes = [0; SERIAL_LENGTH];
+    rand::fill(&mut bytes).map_err(|_| SignError::Random)?;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// Certificates count whole seconds.
+fn date(time: SystemTime) -> Result<OffsetDateTime, SignError> {
+    time.duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .ok_or(SignError::Time)
+}
+
+/// Why a certificate could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    #[error("making a certificate failed: {0}")]
+    Encode(#[from] rcgen::Error),
+    #[error("the system's random source is not available")]
+    Random,
+    #[error("the validity asked for cannot be written into a certificate, or is empty")]
+    Time,
+    #[error("the private key is not the one of the signing certificate")]
+    KeyMismatch,
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("what was signed cannot be read back: {0}")]
+    Certificate(#[from] CertificateError),
+}
