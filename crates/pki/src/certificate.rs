@@ -85,7 +85,7 @@ impl Certificate {
                     key.verify(
                         &parsed.signature_algorithm,
                         parsed.tbs_certificate.as_ref(),
-                        &parsed.signature_value.data,
+                        &parsed.signature_value,
                     )
                     .is_ok()
                 })

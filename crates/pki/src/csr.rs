@@ -96,7 +96,7 @@ impl ParsedCsr {
             .verify(
                 &request.signature_algorithm,
                 info.raw,
-                &request.signature_value.data,
+                &request.signature_value,
             )
             .map_err(|error| match error {
                 crate::key::SignatureError::Algorithm => CsrError::SignatureAlgorithm,

@@ -12,11 +12,12 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, PublicKey as RsaPublicKey};
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1,
-    ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA256,
-    RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RSA_PKCS1_SHA256, UnparsedPublicKey,
-    VerificationAlgorithm,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA384_ASN1,
+    ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
+    RSA_PKCS1_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
+use x509_parser::asn1_rs::{BitString, Tag};
 use x509_parser::public_key::PublicKey as ParsedKey;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
@@ -213,11 +214,21 @@ impl PublicKey {
         &self,
         algorithm: &AlgorithmIdentifier<'_>,
         message: &[u8],
-        signature: &[u8],
+        signature: &BitString<'_>,
     ) -> Result<(), SignatureError> {
+        // One signature has one encoding: whole bytes, and no parameters but
+        // the NULL that RSA writes.
+        let plain = algorithm.parameters.as_ref().is_none_or(|parameters| {
+            parameters.tag() == Tag::Null && parameters.as_bytes().is_empty()
+        });
+        if !plain || signature.unused_bits != 0 {
+            return Err(SignatureError::Algorithm);
+        }
         let algorithm: &dyn VerificationAlgorithm =
             match (self.kind, algorithm.algorithm.to_id_string().as_str()) {
                 (KeyKind::EcdsaP256, "1.2.840.10045.4.3.2") => &ECDSA_P256_SHA256_ASN1,
+                (KeyKind::EcdsaP256, "1.2.840.10045.4.3.3") => &ECDSA_P256_SHA384_ASN1,
+                (KeyKind::EcdsaP384, "1.2.840.10045.4.3.2") => &ECDSA_P384_SHA256_ASN1,
                 (KeyKind::EcdsaP384, "1.2.840.10045.4.3.3") => &ECDSA_P384_SHA384_ASN1,
                 (KeyKind::Rsa { .. }, "1.2.840.113549.1.1.11") => &RSA_PKCS1_2048_8192_SHA256,
                 (KeyKind::Rsa { .. }, "1.2.840.113549.1.1.12") => &RSA_PKCS1_2048_8192_SHA384,
@@ -225,7 +236,7 @@ impl PublicKey {
                 _ => return Err(SignatureError::Algorithm),
             };
         UnparsedPublicKey::new(algorithm, &self.raw)
-            .verify(message, signature)
+            .verify(message, &signature.data)
             .map_err(|_| SignatureError::Mismatch)
     }
 }

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError as TlsCertificateError, CommonState, DigitallySignedStruct, DistinguishedName,
-    OtherError, PeerIncompatible, SignatureScheme,
+    OtherError, SignatureScheme,
 };
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -189,7 +189,7 @@ impl ServerCertVerifier for PeerVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls13RequiredForQuic.into())
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -229,7 +229,7 @@ impl ClientCertVerifier for PeerVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls13RequiredForQuic.into())
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -244,6 +244,12 @@ impl ClientCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         tls::algorithms().supported_schemes()
     }
+}
+
+/// The configurations of this crate speak nothing older, so that this is for
+/// whoever would build another with the same verifier.
+fn only_tls13() -> rustls::Error {
+    rustls::Error::General("mesh peers are verified under TLS 1.3 only".to_owned())
 }
 
 /// Why a peer is not who it should be.

@@ -1,0 +1,16 @@
+//! What the crate promises to the programs that are built on it.
+
+#[cfg(test)]
+mod authorities;
+#[cfg(test)]
+mod handshakes;
+#[cfg(test)]
+mod openssl;
+#[cfg(test)]
+mod profile;
+#[cfg(test)]
+mod requests;
+#[cfg(test)]
+mod serving;
+#[cfg(test)]
+mod support;
