@@ -95,8 +95,8 @@ pub struct OutboundListener {
     pub name: String,
     /// Where the application dials; on loopback.
     pub listen: SocketAddr,
-    /// Where the upstream's proxy listens.
-    pub address: SocketAddr,
+    /// Where the upstream's proxies listen, one an endpoint.
+    pub addresses: Vec<SocketAddr>,
     /// The identity that the upstream must prove.
     pub identity: SpiffeId,
     #[serde(default)]
@@ -545,7 +545,7 @@ mod tests {
             outbound: vec![OutboundListener {
                 name: "db".into(),
                 listen: "127.0.0.1:11".parse().unwrap(),
-                address: "[2001:db8::1]:12".parse().unwrap(),
+                addresses: vec!["[2001:db8::1]:12".parse().unwrap()],
                 identity: SpiffeId::parse("spiffe://example.org/ns/a/sa/b").unwrap(),
                 protocol: Protocol::Opaque,
             }],
