@@ -168,7 +168,7 @@ impl Authority {
     ) -> Result<(), AuthorityError> {
         let facts = chain.leaf().facts();
         let as_asked = chain.id() == id
-            && rcgen::PublicKeyData::subject_public_key_info(key) == facts.spki
+            && chain.is_for(key)
             && facts.issuer == self.certificate().facts().subject
             && facts.not_after <= self.valid.not_after;
         as_asked.then_some(()).ok_or(AuthorityError::NotAsAsked)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, PublicKey as RsaPublicKey};
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize, PublicKey as RsaPublicKey};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA384_ASN1,
     ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
@@ -67,6 +67,14 @@ impl PrivateKey {
             .map(|pair| Self::from_ecdsa(pair, KeyKind::EcdsaP256))
     }
 
+    /// A new RSA key of 2048 bits: for what is verified far more often than it
+    /// is signed, such as tokens.
+    pub fn generate_rsa() -> Result<Self, KeyError> {
+        RsaKeyPair::generate(KeySize::Rsa2048)
+            .map_err(|_| KeyError::Generate)
+            .map(|pair| Self::from_rsa(pair, 2048))
+    }
+
     /// Reads PKCS#8 (RFC 5958); also SEC 1 and PKCS#1, which OpenSSL writes.
     pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
         for (algorithm, kind) in [
@@ -82,14 +90,7 @@ impl PrivateKey {
             .map_err(|_| KeyError::Unsupported)?;
         let bits = pair.public_modulus_len() * 8;
         check_rsa_bits(bits)?;
-        let public = PublicKey {
-            kind: KeyKind::Rsa { bits },
-            raw: pair.public_key().as_ref().to_vec(),
-        };
-        Ok(Self {
-            pair: Arc::new(Pair::Rsa(pair)),
-            public,
-        })
+        Ok(Self::from_rsa(pair, bits))
     }
 
     /// Reads the one private key of a PEM text.
@@ -123,6 +124,17 @@ impl PrivateKey {
 
     pub fn public_key(&self) -> &PublicKey {
         &self.public
+    }
+
+    fn from_rsa(pair: RsaKeyPair, bits: usize) -> Self {
+        let public = PublicKey {
+            kind: KeyKind::Rsa { bits },
+            raw: pair.public_key().as_ref().to_vec(),
+        };
+        Self {
+            pair: Arc::new(Pair::Rsa(pair)),
+            public,
+        }
     }
 
     fn from_ecdsa(pair: EcdsaKeyPair, kind: KeyKind) -> Self {
@@ -206,6 +218,11 @@ impl PublicKey {
 
     pub fn kind(&self) -> KeyKind {
         self.kind
+    }
+
+    /// SubjectPublicKeyInfo (RFC 5280, 4.1) in DER.
+    pub fn to_spki(&self) -> Vec<u8> {
+        rcgen::PublicKeyData::subject_public_key_info(self)
     }
 
     /// Whether `signature` over `message` was made by this key, with an
@@ -322,10 +339,12 @@ mod tests {
 
     #[test]
     fn a_key_survives_the_way_to_disk_and_back() {
-        let key = PrivateKey::generate().unwrap();
-        let again = PrivateKey::from_pem(&key.to_pem().unwrap()).unwrap();
-        assert_eq!(again.public_key(), key.public_key());
-        assert_eq!(again.to_der().unwrap(), key.to_der().unwrap());
+        for key in [PrivateKey::generate(), PrivateKey::generate_rsa()] {
+            let key = key.unwrap();
+            let again = PrivateKey::from_pem(&key.to_pem().unwrap()).unwrap();
+            assert_eq!(again.public_key(), key.public_key());
+            assert_eq!(again.to_der().unwrap(), key.to_der().unwrap());
+        }
     }
 
     #[test]

@@ -187,6 +187,11 @@ impl ServingCertificate {
             .expect("a chain begins with its leaf")
     }
 
+    /// The leaf, then each signer of the one before.
+    pub fn chain(&self) -> &[Certificate] {
+        &self.chain
+    }
+
     pub fn chain_pem(&self) -> String {
         self.chain.iter().map(Certificate::to_pem).collect()
     }

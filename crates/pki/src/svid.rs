@@ -225,6 +225,11 @@ impl SvidChain {
         self.leaf.public_key()
     }
 
+    /// Whether the leaf is for this key.
+    pub fn is_for(&self, key: &PublicKey) -> bool {
+        self.leaf.facts().spki == key.to_spki()
+    }
+
     pub fn to_pem(&self) -> String {
         self.certificates().map(Certificate::to_pem).collect()
     }

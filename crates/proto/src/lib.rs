@@ -1,1 +1,18 @@
+//! What goes over the wire between Bulkhead's programs, and conversions to
+//! values that cannot be wrong; nothing else.
+//!
+//! - [`ca`]: the CSR service.
+//!
+//! Generated types are used where gRPC's own traits name them, and converted at
+//! once.
 
+pub mod ca;
+
+/// What is generated from the .proto files.
+#[expect(
+    clippy::allow_attributes,
+    reason = "generated code silences lints in its own way"
+)]
+pub mod generated {
+    tonic::include_proto!("istio.v1.auth");
+}
