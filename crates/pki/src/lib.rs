@@ -21,6 +21,8 @@
 //! - [`renewal`]: when a certificate is due.
 //! - [`serving`]: certificates with DNS names, for Bulkhead's own servers.
 //!
+//! - [`probe`]: TLS towards an application that is only being probed.
+//!
 //! Standards: X509-SVID and SPIFFE-ID
 //! (<https://github.com/spiffe/spiffe/tree/main/standards>), RFC 5280, RFC 2986.
 
@@ -31,6 +33,7 @@ pub mod csr;
 pub mod identity;
 pub mod key;
 pub mod pem;
+pub mod probe;
 pub mod renewal;
 pub mod serving;
 mod signer;

@@ -2,11 +2,13 @@
 //! values that cannot be wrong; nothing else.
 //!
 //! - [`ca`]: the CSR service.
+//! - [`health`]: gRPC health checks, which probes use.
 //!
 //! Generated types are used where gRPC's own traits name them, and converted at
 //! once.
 
 pub mod ca;
+pub mod health;
 
 /// What is generated from the .proto files.
 #[expect(
@@ -15,4 +17,8 @@ pub mod ca;
 )]
 pub mod generated {
     tonic::include_proto!("istio.v1.auth");
+
+    pub mod health {
+        tonic::include_proto!("grpc.health.v1");
+    }
 }

@@ -1,0 +1,253 @@
+//! Wiring: from settings to a running proxy, and to its end.
+
+mod sockets;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_core::identity::IdentityError;
+use bulkhead_core::sidecar::SidecarConfig;
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain::{self, Outcome};
+use bulkhead_runtime::http_server;
+use bulkhead_runtime::log;
+use bulkhead_runtime::monitoring::Monitoring;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
+
+use crate::credentials::{self, Latest};
+use crate::identity::{Renewal, RenewalRequests};
+use crate::metrics::Metrics;
+use crate::status::{Admin, Status};
+use crate::worker::{self, Work};
+use sockets::Sockets;
+
+/// What a proxy needs besides its settings.
+#[derive(Debug, Default)]
+pub struct Dependencies {
+    pub clock: Clock,
+    /// Where the process's log is the proxy's own, and its level can be changed.
+    pub log_level: Option<log::Level>,
+}
+
+/// A running proxy. Dropping it stops it at once; [`Proxy::drain`] lets it
+/// finish.
+pub struct Proxy {
+    pub addresses: Addresses,
+    /// The certificate in use.
+    pub latest: Latest,
+    pub renewals: RenewalRequests,
+    pub monitoring: Monitoring,
+    drain_duration: Duration,
+    drain_requests: mpsc::Receiver<()>,
+    path: DataPath,
+    _servers: drain::Trigger,
+    _tasks: Tasks,
+}
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the workload has no valid identity: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("listening on {address} for {what} failed: {error}; does something else use the port?")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("starting a worker thread failed: {0}")]
+    Worker(io::Error),
+}
+
+impl Proxy {
+    /// Binds every port, then starts. Nothing is accepted before all of them are
+    /// bound. Must be called in a tokio runtime, which runs everything but the
+    /// data path.
+    pub fn start(config: SidecarConfig, dependencies: Dependencies) -> Result<Self, StartError> {
+        let id = config.spiffe_id()?;
+        let sockets = Sockets::bind(&config)?;
+        let addresses = Addresses::of(&sockets).map_err(StartError::Worker)?;
+        let config = Arc::new(config);
+        let monitoring = Monitoring::default();
+        let metrics = Metrics::new(&config, &id);
+        monitoring.register(|registry| metrics.register(registry));
+
+        let (publisher, latest) = credentials::channel();
+        let (renewal, renewals) = Renewal::new(
+            &config,
+            id,
+            dependencies.clock.clone(),
+            publisher,
+            metrics.clone(),
+            monitoring.readiness.condition("certificate"),
+        );
+        let path = DataPath::start(&config, &sockets, &latest, &metrics, &dependencies.clock)
+            .map_err(StartError::Worker)?;
+
+        let (drain_sender, drain_requests) = mpsc::channel(1);
+        let status = Arc::new(Status {
+            config: Arc::clone(&config),
+            monitoring: monitoring.clone(),
+        });
+        let admin = Arc::new(Admin {
+            config: Arc::clone(&config),
+            monitoring: monitoring.clone(),
+            latest: latest.clone(),
+            renewals: renewals.clone(),
+            open_outbound: path.open_outbound.clone(),
+            drain: drain_sender,
+            level: dependencies.log_level,
+        });
+        // The small servers go on answering while the data path drains.
+        let (servers, watch) = drain::channel();
+        let tasks = [
+            tokio::spawn(renewal.run()),
+            tokio::spawn(http_server::serve(
+                sockets.status,
+                move |request, _| Arc::clone(&status).answer(request),
+                watch.clone(),
+            )),
+            tokio::spawn(http_server::serve(
+                sockets.admin,
+                move |request, _| Arc::clone(&admin).answer(request),
+                watch,
+            )),
+        ];
+        Ok(Self {
+            addresses,
+            latest,
+            renewals,
+            monitoring,
+            drain_duration: config.drain_duration,
+            drain_requests,
+            path,
+            _servers: servers,
+            _tasks: Tasks(tasks.iter().map(JoinHandle::abort_handle).collect()),
+        })
+    }
+
+    /// Waits until somebody asks for a drain on the admin port.
+    pub async fn drain_requested(&mut self) {
+        if self.drain_requests.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Takes no new inbound work, finishes what is in hand, then waits until the
+    /// application has closed its outbound connections: as long as one is open,
+    /// the application is alive and may need others.
+    pub async fn drain(self) -> Outcome {
+        self.path.drain(self.drain_duration).await
+    }
+}
+
+/// The workers, and the means to end them.
+struct DataPath {
+    inbound_drain: drain::Trigger,
+    /// Outbound connections are never told to finish: they end with the
+    /// application, or with the process.
+    _outbound_drain: drain::Trigger,
+    open_outbound: watch::Receiver<usize>,
+    stop: watch::Sender<bool>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl DataPath {
+    fn start(
+        config: &Arc<SidecarConfig>,
+        sockets: &Sockets,
+        latest: &Latest,
+        metrics: &Metrics,
+        clock: &Clock,
+    ) -> io::Result<Self> {
+        let (inbound_drain, inbound_watch) = drain::channel();
+        let (outbound_drain, outbound_watch) = drain::channel();
+        let (open_outbound, open_count) = watch::channel(0);
+        let (stop, stopped) = watch::channel(false);
+        let mut workers = Vec::new();
+        for index in 0..config.concurrency {
+            let (inbound_sockets, outbound_sockets) = sockets.share()?;
+            let work = Work {
+                config: Arc::clone(config),
+                latest: latest.clone(),
+                metrics: metrics.clone(),
+                clock: clock.clone(),
+                inbound_sockets,
+                outbound_sockets,
+                inbound_drain: inbound_watch.clone(),
+                outbound_drain: outbound_watch.clone(),
+                open_outbound: open_outbound.clone(),
+                stop: stopped.clone(),
+            };
+            workers.push(worker::spawn(index, work)?);
+        }
+        Ok(Self {
+            inbound_drain,
+            _outbound_drain: outbound_drain,
+            open_outbound: open_count,
+            stop,
+            workers,
+        })
+    }
+
+    async fn drain(mut self, within: Duration) -> Outcome {
+        let deadline = Instant::now() + within;
+        let inbound = self.inbound_drain.drain(within).await;
+        let none_open = self.open_outbound.wait_for(|open| *open == 0);
+        let outbound = tokio::time::timeout_at(deadline, none_open).await;
+        self.stop.send_replace(true);
+        let workers = self.workers;
+        let joined = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                // A worker that panicked has said so already.
+                let _ = worker.join();
+            }
+        });
+        let _ = joined.await;
+        match (inbound, outbound) {
+            (Outcome::Finished, Ok(_)) => Outcome::Finished,
+            _ => Outcome::DeadlinePassed,
+        }
+    }
+}
+
+/// Tasks that end with the proxy.
+struct Tasks(Vec<AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Where a proxy listens, in the order of its settings.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub inbound: Vec<SocketAddr>,
+    pub outbound: Vec<SocketAddr>,
+    pub status: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Addresses {
+    fn of(sockets: &Sockets) -> io::Result<Self> {
+        let inbound = sockets
+            .inbound
+            .iter()
+            .map(|listener| listener.socket.local_addr());
+        let outbound = sockets
+            .outbound
+            .iter()
+            .map(|listener| listener.socket.local_addr());
+        Ok(Self {
+            inbound: inbound.collect::<io::Result<_>>()?,
+            outbound: outbound.collect::<io::Result<_>>()?,
+            status: sockets.status.local_addr()?,
+            admin: sockets.admin.local_addr()?,
+        })
+    }
+}

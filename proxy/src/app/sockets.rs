@@ -1,0 +1,78 @@
+//! All sockets of a proxy, bound before anything runs.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use bulkhead_core::sidecar::{OutboundListener, SidecarConfig};
+
+use super::StartError;
+use crate::socket;
+use crate::worker::{InboundSocket, OutboundSocket};
+
+pub(super) struct Sockets {
+    pub(super) inbound: Vec<InboundSocket>,
+    pub(super) outbound: Vec<OutboundSocket>,
+    pub(super) status: tokio::net::TcpListener,
+    pub(super) admin: tokio::net::TcpListener,
+}
+
+impl Sockets {
+    pub(super) fn bind(config: &SidecarConfig) -> Result<Self, StartError> {
+        let inbound = config.inbound.iter().map(|listener| {
+            Ok(InboundSocket {
+                socket: listen("inbound connections", listener.listen)?,
+                forward: listener.forward,
+            })
+        });
+        let outbound = config.outbound.iter().map(|upstream| {
+            Ok(OutboundSocket {
+                socket: listen("outbound connections", upstream.listen)?,
+                upstream: OutboundListener::clone(upstream),
+            })
+        });
+        Ok(Self {
+            inbound: inbound.collect::<Result<_, StartError>>()?,
+            outbound: outbound.collect::<Result<_, StartError>>()?,
+            status: listen_async("metrics and readiness", config.status_address)?,
+            admin: listen_async("admin requests", config.admin_address)?,
+        })
+    }
+
+    /// The same sockets for another worker.
+    pub(super) fn share(&self) -> io::Result<(Vec<InboundSocket>, Vec<OutboundSocket>)> {
+        let inbound = self.inbound.iter().map(|listener| {
+            Ok(InboundSocket {
+                socket: listener.socket.try_clone()?,
+                forward: listener.forward,
+            })
+        });
+        let outbound = self.outbound.iter().map(|listener| {
+            Ok(OutboundSocket {
+                socket: listener.socket.try_clone()?,
+                upstream: listener.upstream.clone(),
+            })
+        });
+        let inbound: io::Result<_> = inbound.collect();
+        let outbound: io::Result<_> = outbound.collect();
+        Ok((inbound?, outbound?))
+    }
+}
+
+fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    socket::listen(address).map_err(|error| StartError::Listen {
+        what,
+        address,
+        error,
+    })
+}
+
+fn listen_async(
+    what: &'static str,
+    address: SocketAddr,
+) -> Result<tokio::net::TcpListener, StartError> {
+    tokio::net::TcpListener::from_std(listen(what, address)?).map_err(|error| StartError::Listen {
+        what,
+        address,
+        error,
+    })
+}

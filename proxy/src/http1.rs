@@ -1,0 +1,186 @@
+//! HTTP/1.0 and 1.1: requests forwarded one after the other, unchanged but for
+//! the Connection header where the connection's own fate demands it.
+//!
+//! ```text
+//!  read a head ─▶ take a server connection ─▶ send ─▶ relay the response ─▶ again
+//!                  ▲        │ it had gone away, and nothing came back
+//!                  └────────┘ (once, idempotent requests only)
+//! ```
+//!
+//! A request that is whole in the buffer, as nearly all are, is sent with one
+//! write and its response awaited. Only a request whose body is still on its way
+//! is sent and answered at the same time.
+
+pub mod body;
+mod exchange;
+pub mod head;
+mod relay;
+mod reply;
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bulkhead_core::reason::Reason;
+use bulkhead_runtime::drain;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use crate::buffer::Buffered;
+use crate::failure::Failure;
+use crate::metrics::HttpMetrics;
+use exchange::Next;
+use head::{HeadEnd, RequestHead};
+
+pub(crate) use reply::{close_gently, refuse};
+
+/// The longest head that is accepted, in bytes. Servers in the wild accept 8 to
+/// 64 KiB; a proxy that accepts less than the server behind it breaks a service
+/// that worked.
+pub(crate) const MAX_HEAD: usize = 64 * 1024;
+/// How long a head may take to arrive once it has begun.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an idle connection may wait for a next request. Longer than any
+/// client's pool keeps one, so that it is the client who closes.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How long an idle connection is still listened to once a drain has started: a
+/// request may be on its way, and a closed connection would lose it.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
+
+/// Where requests go.
+pub(crate) trait Upstreams {
+    type Io: AsyncRead + AsyncWrite + Unpin;
+
+    /// Whether connections serve many clients. Then the fate of the client's
+    /// connection and that of the server's are kept apart.
+    const POOLED: bool;
+
+    /// A connection to send a request on; `fresh` where it must be a new one.
+    async fn take(&mut self, fresh: bool) -> Result<Lease<Self::Io>, Failure>;
+
+    /// Takes back a connection on which a next request may be sent.
+    fn give_back(&mut self, connection: Buffered<Self::Io>);
+}
+
+/// A connection to a server.
+pub(crate) struct Lease<S> {
+    pub(crate) connection: Buffered<S>,
+    /// Whether it has carried requests before, so that the server may have
+    /// closed it in the meantime.
+    pub(crate) reused: bool,
+}
+
+/// What the requests of one client connection share.
+pub(crate) struct Session {
+    pub(crate) metrics: Rc<HttpMetrics>,
+    pub(crate) drain: drain::Watch,
+    /// Named in the answer to a refused request.
+    pub(crate) policy: Option<String>,
+}
+
+/// Serves one client connection to its end.
+///
+/// # Errors
+/// The client's connection broke, or had to be broken because a response could
+/// not be completed. There is nobody left to tell.
+pub(crate) async fn serve<D, U>(
+    client: &mut Buffered<D>,
+    upstreams: &mut U,
+    session: &mut Session,
+) -> io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: Upstreams,
+{
+    loop {
+        let request = match next_request(client, &mut session.drain).await? {
+            Waited::Request(request) => request,
+            Waited::End => break,
+            Waited::Bad(failure) => {
+                refuse(client, &failure, session).await?;
+                break;
+            }
+        };
+        match exchange::exchange(client, &request, upstreams, session).await {
+            Ok(Next::Request) => {}
+            Ok(Next::Close) => break,
+            Err(exchange::Broken::Refused(failure)) => {
+                refuse(client, &failure, session).await?;
+                break;
+            }
+            Err(exchange::Broken::Cut(error)) => return Err(error),
+        }
+    }
+    close_gently(client).await
+}
+
+enum Waited {
+    Request(RequestHead),
+    /// The client is done, or the connection was idle for too long.
+    End,
+    Bad(Failure),
+}
+
+/// Waits for a whole request head.
+async fn next_request<D>(client: &mut Buffered<D>, drain: &mut drain::Watch) -> io::Result<Waited>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+{
+    if client.buffer.is_empty() && !wait_for_first_byte(client, drain).await? {
+        return Ok(Waited::End);
+    }
+    let mut end = HeadEnd::default();
+    let whole = async {
+        loop {
+            if let Some(length) = end.find(client.buffer.data()) {
+                return io::Result::Ok(Some(length));
+            }
+            if client.buffer.data().len() > MAX_HEAD || client.fill().await? == 0 {
+                return Ok(None);
+            }
+        }
+    };
+    let length = match timeout(HEAD_TIMEOUT, whole).await {
+        Ok(length) => length?,
+        Err(_) => {
+            let detail = "the request's head did not arrive within a minute";
+            return Ok(Waited::Bad(Failure::new(Reason::RequestMalformed, detail)));
+        }
+    };
+    let read = client.buffer.data().len();
+    match length {
+        Some(length) if length <= MAX_HEAD => {
+            Ok(match head::parse_request(&client.buffer.data()[..length]) {
+                Ok(request) => Waited::Request(request),
+                Err(error) => Waited::Bad(Failure::new(Reason::RequestMalformed, error)),
+            })
+        }
+        None if read <= MAX_HEAD => Ok(Waited::End),
+        _ => {
+            let detail = format!("the limit is {MAX_HEAD} bytes");
+            Ok(Waited::Bad(Failure::new(
+                Reason::RequestHeadTooLarge,
+                detail,
+            )))
+        }
+    }
+}
+
+/// Waits on an idle connection; false where nothing more is to come.
+async fn wait_for_first_byte<D>(
+    client: &mut Buffered<D>,
+    drain: &mut drain::Watch,
+) -> io::Result<bool>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+{
+    let count = tokio::select! {
+        biased;
+        count = timeout(IDLE_TIMEOUT, client.fill()) => count,
+        () = drain.started() => timeout(LAST_REQUEST, client.fill()).await,
+    };
+    match count {
+        Ok(count) => Ok(count? > 0),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,240 @@
+//! A server's response on its way to the client.
+
+use std::io;
+
+use bulkhead_core::reason::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+
+use super::MAX_HEAD;
+use super::body::{Body, ChunkError};
+use super::head::{self, Framing, HeadEnd, Method, RequestHead, ResponseHead};
+use crate::buffer::Buffer;
+use crate::failure::Failure;
+
+/// How a response was relayed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Relayed {
+    pub(super) status: u16,
+    /// Whether the server's connection can carry a next request.
+    pub(super) server_reusable: bool,
+    /// Whether the client's connection can.
+    pub(super) client_reusable: bool,
+    /// Both sides have left HTTP: an upgrade, or CONNECT.
+    pub(super) tunnel: bool,
+}
+
+/// Why a response was not relayed to its end.
+#[derive(Debug)]
+pub(super) enum RelayError {
+    /// The server closed before the first byte of a response.
+    Silence(io::Error),
+    /// There is no usable response, and the client has been told nothing yet.
+    Refused(Failure),
+    /// The response had begun; all that can be done is to break off.
+    Cut(io::Error),
+}
+
+/// What decides over the client's connection after this response.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fate {
+    /// The server's wish to close is its own affair, not the client's.
+    pub(super) pooled: bool,
+    /// This is the last response on the client's connection.
+    pub(super) draining: bool,
+}
+
+/// Reads one final response, interim ones before it included, and writes it to
+/// the client.
+pub(super) async fn relay<S, C>(
+    server: &mut S,
+    buffer: &mut Buffer,
+    client: &mut C,
+    request: &RequestHead,
+    fate: impl Fn() -> Fate,
+) -> Result<Relayed, RelayError>
+where
+    S: AsyncRead + Unpin,
+    C: AsyncWrite + Unpin,
+{
+    let mut told = false;
+    let response = loop {
+        let response = read_head(server, buffer, told).await?;
+        if !(100..200).contains(&response.status) || response.status == 101 {
+            break response;
+        }
+        // Interim responses are unknown to HTTP/1.0 (RFC 9110, 15.2).
+        if !request.is_http10 {
+            told = true;
+            let head = &buffer.data()[..response.length];
+            write(client, head).await.map_err(RelayError::Cut)?;
+        }
+        buffer.consume(response.length);
+    };
+    if response.status == 101 && !request.upgrade {
+        let detail = "it switched protocols unasked";
+        let failure = Failure::new(Reason::ResponseMalformed, detail);
+        return Err(if told {
+            RelayError::Cut(io::Error::other(failure))
+        } else {
+            RelayError::Refused(failure)
+        });
+    }
+    let tunnel = response.status == 101
+        || (request.method == Method::Connect && (200..300).contains(&response.status));
+    let framing = match request.method {
+        Method::Head => Framing::NONE,
+        _ if tunnel => Framing::NONE,
+        _ => response.framing,
+    };
+    let fate = fate();
+    let relayed = Relayed {
+        status: response.status,
+        server_reusable: response.keep_alive
+            || (request.method == Method::Head && !response.says_close),
+        client_reusable: request.keep_alive
+            && !fate.draining
+            && framing != Framing::UntilClose
+            && (fate.pooled || !response.says_close),
+        tunnel,
+    };
+    send(server, buffer, client, &response, framing, relayed)
+        .await
+        .map_err(RelayError::Cut)?;
+    Ok(relayed)
+}
+
+async fn read_head<S>(
+    server: &mut S,
+    buffer: &mut Buffer,
+    told: bool,
+) -> Result<ResponseHead, RelayError>
+where
+    S: AsyncRead + Unpin,
+{
+    let refused = |reason, detail: &dyn std::fmt::Display| {
+        let failure = Failure::new(reason, detail);
+        if told {
+            RelayError::Cut(io::Error::other(failure))
+        } else {
+            RelayError::Refused(failure)
+        }
+    };
+    let mut end = HeadEnd::default();
+    loop {
+        if let Some(length) = end.find(buffer.data()) {
+            return head::parse_response(&buffer.data()[..length])
+                .map_err(|error| refused(Reason::ResponseMalformed, &error));
+        }
+        if buffer.data().len() > MAX_HEAD {
+            let detail = format!("its head is longer than {MAX_HEAD} bytes");
+            return Err(refused(Reason::ResponseMalformed, &detail));
+        }
+        let silent = buffer.is_empty() && !told;
+        match buffer.fill(server).await {
+            Ok(0) if silent => {
+                return Err(RelayError::Silence(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Err(error) if silent => return Err(RelayError::Silence(error)),
+            Ok(0) => {
+                return Err(refused(
+                    Reason::UpstreamClosed,
+                    &"inside the response's head",
+                ));
+            }
+            Err(error) => return Err(refused(Reason::UpstreamClosed, &error)),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Writes the head, with as much of the body as is there, then the rest.
+async fn send<S, C>(
+    server: &mut S,
+    buffer: &mut Buffer,
+    client: &mut C,
+    response: &ResponseHead,
+    framing: Framing,
+    relayed: Relayed,
+) -> io::Result<()>
+where
+    S: AsyncRead + Unpin,
+    C: AsyncWrite + Unpin,
+{
+    let mut body = Body::new(framing);
+    let there = body
+        .advance(&buffer.data()[response.length..])
+        .map_err(io::Error::other)?;
+    let whole = response.length + there;
+    // The client learns the truth about its own connection.
+    let says_close = !relayed.client_reusable && !relayed.tunnel;
+    if says_close == response.says_close || framing == Framing::UntilClose {
+        write(client, &buffer.data()[..whole]).await?;
+    } else {
+        let close: &[u8] = if says_close {
+            b"connection: close\r\n"
+        } else {
+            b""
+        };
+        let mut rewritten = Vec::with_capacity(whole + close.len());
+        let head = &buffer.data()[..response.length];
+        head::replace_connection(head, close, &mut rewritten);
+        rewritten.extend_from_slice(&buffer.data()[response.length..whole]);
+        write(client, &rewritten).await?;
+    }
+    buffer.consume(whole);
+    Ok(forward_body(server, buffer, client, &mut body).await?)
+}
+
+/// Why a body was not forwarded to its end.
+#[derive(Debug)]
+pub(super) enum ForwardError {
+    /// The side that the body comes from went away.
+    Read(io::Error),
+    /// The side that it goes to did.
+    Write(io::Error),
+    /// The framing is broken.
+    Framing(ChunkError),
+}
+
+impl From<ForwardError> for io::Error {
+    fn from(error: ForwardError) -> Self {
+        match error {
+            ForwardError::Read(error) | ForwardError::Write(error) => error,
+            ForwardError::Framing(error) => Self::other(error),
+        }
+    }
+}
+
+/// Forwards what is missing of a body.
+pub(super) async fn forward_body<R, W>(
+    from: &mut R,
+    buffer: &mut Buffer,
+    to: &mut W,
+    body: &mut Body,
+) -> Result<(), ForwardError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    while !body.is_complete() {
+        if buffer.is_empty() && buffer.fill(from).await.map_err(ForwardError::Read)? == 0 {
+            return if body.may_end() {
+                Ok(())
+            } else {
+                Err(ForwardError::Read(io::ErrorKind::UnexpectedEof.into()))
+            };
+        }
+        let count = body.advance(buffer.data()).map_err(ForwardError::Framing)?;
+        write(to, &buffer.data()[..count])
+            .await
+            .map_err(ForwardError::Write)?;
+        buffer.consume(count);
+    }
+    Ok(())
+}
+
+/// Writes all bytes, and sees to it that they leave.
+pub(super) async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}

@@ -1,0 +1,193 @@
+//! HTTP/2, gRPC included: each stream forwarded as it is, trailers too, over a
+//! connection to the server that belongs to the client's connection.
+
+mod observed;
+
+use std::convert::Infallible;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bulkhead_core::reason::Reason;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::failure::{Failure, REASON_HEADER, explanation, http_status};
+use crate::http1::{MAX_HEAD, Session};
+use crate::metrics::HttpMetrics;
+use crate::upstream::Connect;
+use observed::Observed;
+
+/// Streams that a client may have open at once on one connection.
+const MAX_STREAMS: u32 = 256;
+/// Streams that a client may open and reset at once before its connection is
+/// closed (CVE-2023-44487).
+const MAX_RESET_STREAMS: usize = 64;
+/// How often a silent client is asked whether it is still there, and how long it
+/// may take to answer.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+type Body = Either<Observed, Full<Bytes>>;
+
+/// Serves one client connection to its end.
+///
+/// # Errors
+/// The connection broke, or the client broke the protocol.
+pub(crate) async fn serve<D, C>(client: D, connector: C, session: &mut Session) -> io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+    C: Connect + 'static,
+{
+    let forward = Rc::new(Forward {
+        connector,
+        server: tokio::sync::Mutex::new(None),
+        metrics: Rc::clone(&session.metrics),
+        policy: session.policy.clone(),
+    });
+    let service = service_fn(move |request| {
+        let forward = Rc::clone(&forward);
+        async move { Ok::<_, Infallible>(forward.serve(request).await) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(MAX_RESET_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(client), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = session.drain.started() => {
+            // GOAWAY: streams in hand are finished, new ones go elsewhere.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    ended.map_err(io::Error::other)
+}
+
+/// The streams of one client connection on their way to the server.
+struct Forward<C: Connect> {
+    connector: C,
+    /// The connection to the server, made when the first stream needs it.
+    server: tokio::sync::Mutex<Option<SendRequest<Incoming>>>,
+    metrics: Rc<HttpMetrics>,
+    policy: Option<String>,
+}
+
+impl<C: Connect> Forward<C> {
+    async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let seen = self.metrics.begin_http2(&request);
+        match self.send(request).await {
+            Ok(response) => {
+                let metrics = Rc::clone(&self.metrics);
+                Observed::new(response, metrics, seen, started).map(Either::Left)
+            }
+            Err(failure) => self.refuse(seen.is_grpc(), &failure),
+        }
+    }
+
+    async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
+        let mut server = self.server().await?;
+        let sent = server.send_request(request).await;
+        sent.map_err(|error| {
+            let detail = format!("{error}{}", source(&error));
+            Failure::new(Reason::UpstreamClosed, detail)
+        })
+    }
+
+    /// A connection that takes another stream: the one that there is, or a new
+    /// one where the server has closed it or is about to.
+    async fn server(&self) -> Result<SendRequest<Incoming>, Failure> {
+        let mut kept = self.server.lock().await;
+        if let Some(server) = &mut *kept
+            && server.ready().await.is_ok()
+        {
+            return Ok(server.clone());
+        }
+        let io = TokioIo::new(self.connector.connect().await?);
+        let handshake = hyper::client::conn::http2::Builder::new(OnThisThread)
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEAD as u32)
+            .handshake(io)
+            .await;
+        let (server, connection) =
+            handshake.map_err(|error| Failure::new(Reason::UpstreamConnectFailed, error))?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an HTTP/2 connection to a server ended");
+            }
+        });
+        *kept = Some(server.clone());
+        Ok(server)
+    }
+
+    /// Answers in the way that the client's protocol has for it: gRPC clients
+    /// look at `grpc-status` and at nothing else.
+    fn refuse(&self, is_grpc: bool, failure: &Failure) -> Response<Body> {
+        let status = http_status(failure.reason);
+        self.metrics.refused(failure, status);
+        let text = explanation(failure, self.policy.as_deref());
+        let mut response;
+        if is_grpc {
+            response = Response::new(Either::Right(Full::default()));
+            let headers = response.headers_mut();
+            headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+            headers.insert(
+                "grpc-status",
+                HeaderValue::from(grpc_status(failure.reason)),
+            );
+            // Percent-encoding is asked for only outside printable ASCII.
+            let message = text.replace('\n', " ");
+            if let Ok(message) = HeaderValue::from_str(message.trim_end()) {
+                headers.insert("grpc-message", message);
+            }
+        } else {
+            response = Response::new(Either::Right(Full::from(text)));
+            *response.status_mut() =
+                StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let code = HeaderValue::from_static(failure.reason.code());
+        response.headers_mut().insert(REASON_HEADER, code);
+        response
+    }
+}
+
+/// PERMISSION_DENIED where a rule refused, UNAVAILABLE where trying again may
+/// help, INTERNAL for the rest.
+fn grpc_status(reason: Reason) -> u16 {
+    match http_status(reason) {
+        403 => 7,
+        503 => 14,
+        _ => 13,
+    }
+}
+
+fn source(error: &hyper::Error) -> String {
+    std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"))
+}
+
+/// Runs hyper's tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct OnThisThread;
+
+impl<F> Executor<F> for OnThisThread
+where
+    F: Future<Output: 'static> + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}

@@ -1,0 +1,289 @@
+//! One inbound connection, top to bottom: whose it is, whether it may speak,
+//! and on to the application.
+//!
+//! ```text
+//!  first bytes ─▶ screen ─┬─ terminate TLS ─▶ peer ─┐
+//!                         ├─ as it is ──────────────┼─▶ decide ─▶ Permit ─▶ HTTP/1, HTTP/2 or bytes
+//!                         └─ refuse, in words that the client understands
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_core::alpn;
+use bulkhead_core::policy::{
+    self, Connection, FirstBytes, InboundPolicy, MtlsMode, Permit, Screening,
+};
+use bulkhead_core::protocol::Protocol;
+use bulkhead_core::reason::Reason;
+use bulkhead_core::sidecar::SidecarConfig;
+use bulkhead_pki::verifier::PeerId;
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::buffer::Buffered;
+use crate::copy::copy_both_ways;
+use crate::credentials::Latest;
+use crate::detect::{Sniff, first_bytes};
+use crate::failure::Failure;
+use crate::http1::{self, Session};
+use crate::http2;
+use crate::metrics::{Direction, Metrics, PeerLabels};
+use crate::socket;
+use crate::upstream::{App, Connect as _, OneToOne, Refused};
+
+/// How long a client may stay silent where a server might be meant to speak
+/// first. It is the whole price of not knowing a port's protocol.
+pub(crate) const DETECTION_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a client may take to prove who it is.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a worker's inbound connections share.
+pub(crate) struct Inbound {
+    pub(crate) config: Arc<SidecarConfig>,
+    pub(crate) policy: InboundPolicy,
+    pub(crate) latest: Latest,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+}
+
+/// Where a connection came from and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) source: SocketAddr,
+    /// The application's listener.
+    pub(crate) target: SocketAddr,
+}
+
+impl Inbound {
+    /// Serves one connection to its end. Whatever goes wrong is counted and
+    /// logged here, because nobody waits for it.
+    pub(crate) async fn serve(
+        self: Rc<Self>,
+        stream: TcpStream,
+        route: Route,
+        drain: drain::Watch,
+    ) {
+        match self.connection(stream, route, drain).await {
+            Ok(()) => {}
+            Err(Ended::Broken(error)) => {
+                tracing::debug!(%error, source = %route.source, "an inbound connection broke");
+            }
+            Err(Ended::Refused(failure)) => {
+                self.metrics.refused(Direction::Inbound, failure.reason);
+                tracing::info!(
+                    reason = failure.reason.code(),
+                    detail = failure.detail,
+                    source = %route.source,
+                    port = route.target.port(),
+                    policy = self.policy.name,
+                    "refused a connection: {}",
+                    failure.reason.cause()
+                );
+            }
+        }
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        route: Route,
+        drain: drain::Watch,
+    ) -> Result<(), Ended> {
+        let port = route.target.port();
+        let mode = self.policy.mode(port);
+        let mut client = Buffered::new(stream);
+        let first = self.look(&mut client, mode, port).await?;
+        let screened = policy::screen(mode, beginning(first));
+        match screened {
+            Ok(Screening::TerminateTls) => self.mutual_tls(client, route, drain).await,
+            Ok(Screening::Forward) => {
+                let permit = decide(&self.policy, port, None)?;
+                self.metrics.plaintext(route.source.ip());
+                let inside = match first {
+                    Sniff::Http1 => Protocol::Http1,
+                    Sniff::Http2 => Protocol::Http2,
+                    Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
+                };
+                self.forward(client, inside, None, route, drain, permit)
+                    .await
+            }
+            Err(reason) => self.refuse(client, first, reason, drain).await,
+        }
+    }
+
+    /// Waits for as many bytes as it takes to know what a connection is.
+    async fn look(
+        &self,
+        client: &mut Buffered<TcpStream>,
+        mode: MtlsMode,
+        port: u16,
+    ) -> io::Result<Sniff> {
+        match (mode, self.config.protocol(port)) {
+            (MtlsMode::Disable, Protocol::Opaque) => Ok(Sniff::Opaque),
+            // Nobody but a TLS client may speak here, and it speaks first.
+            (MtlsMode::Strict, _) => first_bytes(client, HANDSHAKE_TIMEOUT).await,
+            (MtlsMode::Permissive | MtlsMode::Disable, _) => {
+                first_bytes(client, DETECTION_TIMEOUT).await
+            }
+        }
+    }
+
+    async fn mutual_tls(
+        &self,
+        client: Buffered<TcpStream>,
+        route: Route,
+        drain: drain::Watch,
+    ) -> Result<(), Ended> {
+        let Some(credentials) = self.latest.get() else {
+            socket::reset_on_close(&client.io);
+            let detail = "the CA has not issued one yet";
+            return Err(Failure::new(Reason::NoCertificate, detail).into());
+        };
+        let handshake = TlsAcceptor::from(credentials.server_config()).accept(client);
+        let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                return Err(Failure::new(Reason::TlsHandshakeFailed, error).into());
+            }
+            Err(_) => {
+                let detail = format!("not finished within {HANDSHAKE_TIMEOUT:?}");
+                return Err(Failure::new(Reason::TlsHandshakeFailed, detail).into());
+            }
+        };
+        let peer = credentials
+            .peer(stream.get_ref().1, self.clock.now())
+            .map_err(|error| Failure::new(Reason::TlsHandshakeFailed, error))?;
+        let permit = decide(&self.policy, route.target.port(), Some(&peer))?;
+        let mut client = Buffered::new(stream);
+        let inside = self.inside(&mut client, route.target.port()).await?;
+        self.forward(client, inside, Some(&peer), route, drain, permit)
+            .await
+    }
+
+    /// What is inside mesh TLS: what the port is known for, what the client's
+    /// protocol name says, and else what the bytes look like.
+    async fn inside(
+        &self,
+        client: &mut Buffered<TlsStream<Buffered<TcpStream>>>,
+        port: u16,
+    ) -> io::Result<Protocol> {
+        if self.config.protocol(port) == Protocol::Opaque {
+            return Ok(Protocol::Opaque);
+        }
+        match alpn::inside(client.io.get_ref().1.alpn_protocol()) {
+            Protocol::Auto => Ok(match first_bytes(client, DETECTION_TIMEOUT).await? {
+                Sniff::Http1 => Protocol::Http1,
+                Sniff::Http2 => Protocol::Http2,
+                Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
+            }),
+            named => Ok(named),
+        }
+    }
+
+    /// Forwards what a permit was given for.
+    async fn forward<S>(
+        &self,
+        mut client: Buffered<S>,
+        inside: Protocol,
+        peer: Option<&PeerId>,
+        route: Route,
+        drain: drain::Watch,
+        _permit: Permit,
+    ) -> Result<(), Ended>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let labels = self.metrics.inbound(peer.map(PeerId::id));
+        let app = App(route.target);
+        match inside {
+            Protocol::Http1 => {
+                let mut session = self.session(labels, drain);
+                let mut app = OneToOne::new(app);
+                Ok(http1::serve(&mut client, &mut app, &mut session).await?)
+            }
+            Protocol::Http2 | Protocol::Grpc => {
+                let mut session = self.session(labels, drain);
+                Ok(http2::serve(client, app, &mut session).await?)
+            }
+            Protocol::Opaque | Protocol::Auto => {
+                let metrics = self.metrics.tcp(&labels);
+                let mut app = Buffered::new(app.connect().await?);
+                copy_both_ways(&mut client, &mut app, &metrics.meter).await?;
+                drop(drain);
+                Ok(())
+            }
+        }
+    }
+
+    /// Says no in the client's own protocol, where it has one to say it in.
+    async fn refuse(
+        &self,
+        mut client: Buffered<TcpStream>,
+        first: Sniff,
+        reason: Reason,
+        drain: drain::Watch,
+    ) -> Result<(), Ended> {
+        let failure = Failure::new(reason, format!("the client began with {first:?}"));
+        let mut session = self.session(self.metrics.inbound(None), drain);
+        match first {
+            Sniff::Http1 => {
+                http1::refuse(&mut client, &failure, &session).await?;
+                Ok(http1::close_gently(&mut client).await?)
+            }
+            Sniff::Http2 => Ok(http2::serve(client, Refused(failure), &mut session).await?),
+            Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
+                socket::reset_on_close(&client.io);
+                Err(failure.into())
+            }
+        }
+    }
+
+    fn session(&self, labels: PeerLabels, drain: drain::Watch) -> Session {
+        Session {
+            metrics: Rc::new(self.metrics.http(Direction::Inbound, labels)),
+            drain,
+            policy: Some(self.policy.name.clone()),
+        }
+    }
+}
+
+fn beginning(first: Sniff) -> FirstBytes {
+    match first {
+        Sniff::Tls(hello) if hello.offers_mesh => FirstBytes::MeshTls,
+        Sniff::Tls(_) => FirstBytes::OtherTls,
+        Sniff::Http1 | Sniff::Http2 | Sniff::Opaque | Sniff::More => FirstBytes::Plaintext,
+    }
+}
+
+fn decide(policy: &InboundPolicy, port: u16, peer: Option<&PeerId>) -> Result<Permit, Failure> {
+    let peer = peer.map(PeerId::id);
+    policy::decide(policy, Connection { port, peer })
+        .map_err(|reason| Failure::new(reason, format!("the rule: {}", policy.name)))
+}
+
+/// How a connection ended before its time.
+enum Ended {
+    Refused(Failure),
+    Broken(io::Error),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Refused(failure)
+    }
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}

@@ -1,0 +1,79 @@
+//! The sidecar. Settings come from the environment; `bulkhead-proxy wait` waits
+//! for another `bulkhead-proxy` in the same pod to be ready.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bulkhead_core::sidecar::LogFormat;
+use bulkhead_proxy::app::{Dependencies, Proxy};
+use bulkhead_proxy::{config, wait};
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain::Outcome;
+use bulkhead_runtime::log;
+use bulkhead_runtime::shutdown::Signals;
+
+/// How long `wait` waits: beyond it, whatever is wrong will not mend itself.
+const WAIT_LIMIT: Duration = Duration::from_secs(120);
+
+/// The exit code of a program that was set up wrongly (sysexits, EX_USAGE).
+const USAGE: u8 = 64;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => run().await,
+        ["wait"] => wait().await,
+        _ => Err((USAGE, anyhow::anyhow!("usage: bulkhead-proxy [wait]"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, error)) => {
+            // The log may not be there yet.
+            #[expect(clippy::print_stderr, reason = "this is the program's last word")]
+            {
+                eprintln!("bulkhead-proxy: {error:#}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failed = (u8, anyhow::Error);
+
+async fn run() -> Result<(), Failed> {
+    let config = config::from_environment().map_err(|error| (USAGE, error.into()))?;
+    let format = match config.log_format {
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::Format::Text,
+    };
+    let level = log::init(&config.log_level, format).map_err(|error| (USAGE, error.into()))?;
+    let mut signals = Signals::catch().map_err(|error| (1, error.into()))?;
+    let dependencies = Dependencies {
+        clock: Clock::system(),
+        log_level: Some(level),
+    };
+    let mut proxy = Proxy::start(config, dependencies).map_err(|error| (1, error.into()))?;
+    tracing::info!(addresses = ?proxy.addresses, "started");
+
+    let why = tokio::select! {
+        signal = signals.next() => signal,
+        () = proxy.drain_requested() => "a request on the admin port",
+    };
+    tracing::info!(why, "draining");
+    tokio::select! {
+        outcome = proxy.drain() => match outcome {
+            Outcome::Finished => tracing::info!("everything in hand was finished"),
+            Outcome::DeadlinePassed => tracing::warn!("open connections are cut: the drain took too long"),
+        },
+        signal = signals.next() => tracing::warn!(signal, "stopping at once"),
+    }
+    Ok(())
+}
+
+async fn wait() -> Result<(), Failed> {
+    let config = config::from_environment().map_err(|error| (USAGE, error.into()))?;
+    wait::until_ready(config.status_address, WAIT_LIMIT)
+        .await
+        .map_err(|error| (1, anyhow::anyhow!(error)))
+}

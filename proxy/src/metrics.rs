@@ -1,0 +1,601 @@
+//! What the proxy counts, under the names that Istio's dashboards query.
+//!
+//! Labels are bounded at the source: workloads and verified identities, never a
+//! path, a host or anything else that a stranger chooses. The labels of a
+//! connection are resolved once; a request only adds to what was found.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bulkhead_core::identity::SpiffeId;
+use bulkhead_core::reason::Reason;
+use bulkhead_core::sidecar::SidecarConfig;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::copy::Meter;
+use crate::failure::Failure;
+use crate::http1::head::RequestHead;
+
+/// Istio's buckets, in milliseconds.
+const DURATION_BUCKETS: [f64; 19] = [
+    0.5, 1., 5., 10., 25., 50., 100., 250., 500., 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5, 6e5, 1.8e6,
+    3.6e6,
+];
+
+/// The most client addresses that plaintext is counted by; the rest are `other`.
+const MAX_PLAINTEXT_SOURCES: usize = 256;
+
+/// Which way a connection goes, from the application's view.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub(crate) enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// The labels that Istio's TCP and HTTP metrics have in common.
+#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
+pub(crate) struct PeerLabels {
+    reporter: &'static str,
+    source_workload: String,
+    source_workload_namespace: String,
+    source_principal: String,
+    destination_workload: String,
+    destination_workload_namespace: String,
+    destination_principal: String,
+    destination_service: String,
+    connection_security_policy: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    #[prometheus(flatten)]
+    peers: PeerLabels,
+    request_protocol: &'static str,
+    response_code: u16,
+    grpc_response_status: GrpcStatus,
+    response_flags: &'static str,
+}
+
+/// The status of a gRPC response; an empty label for anything else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub(crate) struct GrpcStatus(pub Option<u8>);
+
+impl EncodeLabelValue for GrpcStatus {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self.0 {
+            Some(status) => write!(encoder, "{status}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    direction: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source_address: String,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
+struct RenewalLabels {
+    outcome: &'static str,
+}
+
+/// Makes histograms with Istio's buckets.
+#[derive(Clone)]
+struct Durations;
+
+impl MetricConstructor<Histogram> for Durations {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(DURATION_BUCKETS)
+    }
+}
+
+/// All metrics of one proxy. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    own: Arc<Own>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RequestLabels, Histogram, Durations>,
+    opened: Family<PeerLabels, Counter>,
+    closed: Family<PeerLabels, Counter>,
+    sent: Family<PeerLabels, Counter>,
+    received: Family<PeerLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
+    plaintext: Family<SourceLabel, Counter>,
+    plaintext_sources: Arc<Mutex<BTreeSet<IpAddr>>>,
+    renewals: Family<RenewalLabels, Counter>,
+    expiry: Gauge<f64, AtomicU64>,
+    root_expiry: Gauge<f64, AtomicU64>,
+}
+
+/// Who the proxy stands for.
+struct Own {
+    workload: String,
+    namespace: String,
+    principal: String,
+    access_log: bool,
+}
+
+impl Metrics {
+    pub(crate) fn new(config: &SidecarConfig, id: &SpiffeId) -> Self {
+        let own = Own {
+            workload: known(&config.workload),
+            namespace: config.namespace.clone(),
+            principal: id.to_string(),
+            access_log: config.access_log,
+        };
+        Self {
+            own: Arc::new(own),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(Durations),
+            opened: Family::default(),
+            closed: Family::default(),
+            sent: Family::default(),
+            received: Family::default(),
+            refusals: Family::default(),
+            plaintext: Family::default(),
+            plaintext_sources: Arc::default(),
+            renewals: Family::default(),
+            expiry: Gauge::default(),
+            root_expiry: Gauge::default(),
+        }
+    }
+
+    /// Adds everything to the registry; the docs' table has the same order.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let mut add = |name: &str, help: &str, metric: &dyn Registrable| {
+            metric.add(registry, name, help);
+        };
+        add("istio_requests", "HTTP requests", &self.requests);
+        add(
+            "istio_request_duration_milliseconds",
+            "Time from a request's head to its response's end",
+            &self.durations,
+        );
+        add(
+            "istio_tcp_connections_opened",
+            "Opaque connections opened",
+            &self.opened,
+        );
+        add(
+            "istio_tcp_connections_closed",
+            "Opaque connections closed",
+            &self.closed,
+        );
+        add(
+            "istio_tcp_sent_bytes",
+            "Bytes sent to clients on opaque connections",
+            &self.sent,
+        );
+        add(
+            "istio_tcp_received_bytes",
+            "Bytes received from clients on opaque connections",
+            &self.received,
+        );
+        add(
+            "bulkhead_refusals",
+            "Connections and requests refused or failed by the proxy itself",
+            &self.refusals,
+        );
+        add(
+            "bulkhead_plaintext_connections",
+            "Plaintext connections accepted, by client address",
+            &self.plaintext,
+        );
+        add(
+            "bulkhead_certificate_renewals",
+            "Attempts to get a certificate",
+            &self.renewals,
+        );
+        registry.register_with_unit(
+            "bulkhead_certificate_expiry_timestamp",
+            "When the workload's certificate expires, in seconds since the epoch",
+            Unit::Seconds,
+            self.expiry.clone(),
+        );
+        registry.register_with_unit(
+            "bulkhead_trust_root_expiry_timestamp",
+            "When the first of the trust roots expires, in seconds since the epoch",
+            Unit::Seconds,
+            self.root_expiry.clone(),
+        );
+    }
+
+    /// The labels of connections from a client, whose identity mutual TLS proved
+    /// or which has none.
+    pub(crate) fn inbound(&self, peer: Option<&SpiffeId>) -> PeerLabels {
+        let (principal, namespace) = name(peer);
+        PeerLabels {
+            reporter: "destination",
+            source_workload: UNKNOWN.to_owned(),
+            source_workload_namespace: namespace,
+            source_principal: principal,
+            destination_workload: self.own.workload.clone(),
+            destination_workload_namespace: self.own.namespace.clone(),
+            destination_principal: self.own.principal.clone(),
+            destination_service: self.own.workload.clone(),
+            connection_security_policy: security(peer.is_some()),
+        }
+    }
+
+    /// The labels of connections to an upstream over mesh mTLS.
+    pub(crate) fn outbound(&self, upstream: &str, peer: &SpiffeId) -> PeerLabels {
+        let (principal, namespace) = name(Some(peer));
+        PeerLabels {
+            reporter: "source",
+            source_workload: self.own.workload.clone(),
+            source_workload_namespace: self.own.namespace.clone(),
+            source_principal: self.own.principal.clone(),
+            destination_workload: UNKNOWN.to_owned(),
+            destination_workload_namespace: namespace,
+            destination_principal: principal,
+            destination_service: upstream.to_owned(),
+            connection_security_policy: security(true),
+        }
+    }
+
+    pub(crate) fn refused(&self, direction: Direction, reason: Reason) {
+        let labels = RefusalLabels {
+            direction: direction.as_str(),
+            reason: reason.code(),
+        };
+        self.refusals.get_or_create(&labels).inc();
+    }
+
+    /// Counts a plaintext connection by who sent it.
+    pub(crate) fn plaintext(&self, source: IpAddr) {
+        let mut sources = self
+            .plaintext_sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let named = sources.contains(&source)
+            || (sources.len() < MAX_PLAINTEXT_SOURCES && sources.insert(source));
+        drop(sources);
+        let source_address = if named {
+            source.to_canonical().to_string()
+        } else {
+            "other".to_owned()
+        };
+        self.plaintext
+            .get_or_create(&SourceLabel { source_address })
+            .inc();
+    }
+
+    /// Counts an attempt to get a certificate.
+    pub(crate) fn renewal(&self, outcome: &'static str) {
+        self.renewals
+            .get_or_create(&RenewalLabels { outcome })
+            .inc();
+    }
+
+    /// Notes when the certificate in use, and the first of its roots, expire.
+    pub(crate) fn expiry(&self, certificate: f64, root: f64) {
+        self.expiry.set(certificate);
+        self.root_expiry.set(root);
+    }
+
+    pub(crate) fn http(&self, direction: Direction, peers: PeerLabels) -> HttpMetrics {
+        HttpMetrics {
+            metrics: self.clone(),
+            direction,
+            peers,
+            found: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn tcp(&self, peers: &PeerLabels) -> TcpMetrics {
+        self.opened.get_or_create(peers).inc();
+        TcpMetrics {
+            closed: self.closed.get_or_create_owned(peers),
+            meter: Meter {
+                from_client: self.received.get_or_create_owned(peers),
+                from_server: self.sent.get_or_create_owned(peers),
+            },
+        }
+    }
+}
+
+const UNKNOWN: &str = "unknown";
+
+fn known(name: &str) -> String {
+    if name.is_empty() { UNKNOWN } else { name }.to_owned()
+}
+
+fn security(mutual: bool) -> &'static str {
+    if mutual { "mutual_tls" } else { "none" }
+}
+
+fn name(peer: Option<&SpiffeId>) -> (String, String) {
+    let namespace = peer
+        .and_then(SpiffeId::workload_name)
+        .map_or(UNKNOWN, |(namespace, _)| namespace);
+    let principal = peer.map_or(UNKNOWN, SpiffeId::as_str);
+    (principal.to_owned(), namespace.to_owned())
+}
+
+/// What `Metrics::register` needs of a metric.
+trait Registrable {
+    fn add(&self, registry: &mut Registry, name: &str, help: &str);
+}
+
+impl<T> Registrable for T
+where
+    T: prometheus_client::registry::Metric + Clone,
+{
+    fn add(&self, registry: &mut Registry, name: &str, help: &str) {
+        registry.register(name, help, self.clone());
+    }
+}
+
+/// The metrics of one opaque connection; dropping it counts the close.
+pub(crate) struct TcpMetrics {
+    closed: Counter,
+    pub meter: Meter,
+}
+
+impl Drop for TcpMetrics {
+    fn drop(&mut self) {
+        self.closed.inc();
+    }
+}
+
+/// The metrics of the requests on one connection.
+pub(crate) struct HttpMetrics {
+    metrics: Metrics,
+    direction: Direction,
+    peers: PeerLabels,
+    /// What requests so far have led to: a handful of entries.
+    found: RefCell<Vec<(Outcome, Counter, Histogram)>>,
+}
+
+/// What distinguishes one request from another in the metrics.
+#[derive(Clone, Copy, Eq, PartialEq)]
+struct Outcome {
+    protocol: &'static str,
+    status: u16,
+    grpc_status: GrpcStatus,
+    flags: &'static str,
+}
+
+/// One request, as metrics and access log see it.
+pub(crate) struct HttpRequest {
+    protocol: &'static str,
+    /// Method and target; only where the access log is on.
+    access: Option<(String, String)>,
+}
+
+impl HttpRequest {
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.protocol == "grpc"
+    }
+}
+
+impl HttpMetrics {
+    /// Notes an HTTP/1 request whose head `bytes` begin with.
+    pub(crate) fn begin(&self, request: &RequestHead, bytes: &[u8]) -> HttpRequest {
+        let text = |range: &std::ops::Range<usize>| {
+            String::from_utf8_lossy(&bytes[range.clone()]).into_owned()
+        };
+        HttpRequest {
+            protocol: "http",
+            access: self
+                .metrics
+                .own
+                .access_log
+                .then(|| (text(&request.method_text), text(&request.target))),
+        }
+    }
+
+    /// Notes an HTTP/2 request.
+    pub(crate) fn begin_http2<B>(&self, request: &http::Request<B>) -> HttpRequest {
+        let is_grpc = request
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        HttpRequest {
+            protocol: if is_grpc { "grpc" } else { "http" },
+            access: self.metrics.own.access_log.then(|| {
+                let target = request.uri().path_and_query();
+                let target = target.map_or("*", |target| target.as_str());
+                (request.method().to_string(), target.to_owned())
+            }),
+        }
+    }
+
+    pub(crate) fn finished(&self, request: &HttpRequest, status: u16, took: Duration) {
+        self.finished_grpc(request, status, GrpcStatus(None), took);
+    }
+
+    pub(crate) fn finished_grpc(
+        &self,
+        request: &HttpRequest,
+        status: u16,
+        grpc_status: GrpcStatus,
+        took: Duration,
+    ) {
+        let outcome = Outcome {
+            protocol: request.protocol,
+            status,
+            grpc_status,
+            flags: "-",
+        };
+        self.count(outcome, took);
+        self.access(request, status, took, "");
+    }
+
+    /// Notes a response that broke off.
+    pub(crate) fn cut(&self, request: &HttpRequest, took: Duration, error: &io::Error) {
+        let outcome = Outcome {
+            protocol: request.protocol,
+            status: 0,
+            grpc_status: GrpcStatus(None),
+            flags: "DC",
+        };
+        self.count(outcome, took);
+        tracing::debug!(%error, direction = self.direction.as_str(), "a response broke off");
+        self.access(request, 0, took, "response_cut");
+    }
+
+    /// Notes an answer of the proxy's own.
+    pub(crate) fn refused(&self, failure: &Failure, status: u16) {
+        let outcome = Outcome {
+            protocol: "http",
+            status,
+            grpc_status: GrpcStatus(None),
+            flags: response_flags(failure.reason),
+        };
+        self.count(outcome, Duration::ZERO);
+        self.metrics.refused(self.direction, failure.reason);
+        tracing::info!(
+            reason = failure.reason.code(),
+            detail = failure.detail,
+            direction = self.direction.as_str(),
+            source = self.peers.source_principal,
+            status,
+            "refused a request: {}",
+            failure.reason.cause()
+        );
+    }
+
+    fn count(&self, outcome: Outcome, took: Duration) {
+        let mut found = self.found.borrow_mut();
+        let index = match found.iter().position(|(known, ..)| *known == outcome) {
+            Some(index) => index,
+            None => {
+                let labels = RequestLabels {
+                    peers: self.peers.clone(),
+                    request_protocol: outcome.protocol,
+                    response_code: outcome.status,
+                    grpc_response_status: outcome.grpc_status,
+                    response_flags: outcome.flags,
+                };
+                let requests = self.metrics.requests.get_or_create_owned(&labels);
+                let durations = self.metrics.durations.get_or_create_owned(&labels);
+                found.push((outcome, requests, durations));
+                found.len() - 1
+            }
+        };
+        let (_, requests, durations) = &found[index];
+        requests.inc();
+        durations.observe(took.as_secs_f64() * 1000.0);
+    }
+
+    fn access(&self, request: &HttpRequest, status: u16, took: Duration, reason: &str) {
+        if let Some((method, target)) = &request.access {
+            tracing::info!(
+                target: "bulkhead::access",
+                direction = self.direction.as_str(),
+                method,
+                target,
+                status,
+                duration_ms = took.as_secs_f64() * 1000.0,
+                source = self.peers.source_principal,
+                destination = self.peers.destination_service,
+                reason,
+                "request"
+            );
+        }
+    }
+}
+
+/// Istio's letters for what dashboards already group by.
+fn response_flags(reason: Reason) -> &'static str {
+    match reason {
+        Reason::UpstreamConnectFailed
+        | Reason::TlsHandshakeFailed
+        | Reason::PeerIdentityMismatch
+        | Reason::NoCertificate => "UF",
+        Reason::UpstreamClosed => "UC",
+        Reason::ResponseMalformed => "UPE",
+        Reason::RequestMalformed | Reason::RequestHeadTooLarge => "DPE",
+        Reason::PlaintextRefused | Reason::MtlsDisabled => "UAEX",
+        Reason::DestinationIsSelf | Reason::DetectionTimeout | Reason::Draining => "-",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::sidecar::default_trust_domain;
+
+    fn metrics() -> (Metrics, Registry) {
+        let config = SidecarConfig::new(default_trust_domain(), "shop".into(), "cart".into());
+        let metrics = Metrics::new(&config, &config.spiffe_id().unwrap());
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        (metrics, registry)
+    }
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_strangers_addresses_cannot_fill_the_memory() {
+        let (metrics, registry) = metrics();
+        for number in 0..10_000_u32 {
+            metrics.plaintext(IpAddr::from(number.to_be_bytes()));
+        }
+        let lines = text(&registry)
+            .lines()
+            .filter(|line| line.starts_with("bulkhead_plaintext_connections_total{"))
+            .count();
+        assert_eq!(lines, MAX_PLAINTEXT_SOURCES + 1);
+    }
+
+    #[test]
+    fn requests_are_counted_under_istios_names() {
+        let (metrics, registry) = metrics();
+        let peer = SpiffeId::parse("spiffe://cluster.local/ns/web/sa/front").unwrap();
+        let http = metrics.http(Direction::Inbound, metrics.inbound(Some(&peer)));
+        let request = HttpRequest {
+            protocol: "http",
+            access: None,
+        };
+        http.finished(&request, 200, Duration::from_millis(3));
+        http.finished(&request, 200, Duration::from_millis(3));
+        let text = text(&registry);
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("istio_requests_total{"))
+            .unwrap();
+        assert!(line.ends_with(" 2"), "{line}");
+        for label in [
+            "reporter=\"destination\"",
+            "source_principal=\"spiffe://cluster.local/ns/web/sa/front\"",
+            "source_workload_namespace=\"web\"",
+            "connection_security_policy=\"mutual_tls\"",
+            "response_code=\"200\"",
+        ] {
+            assert!(line.contains(label), "{label} is not in {line}");
+        }
+        assert!(text.contains("istio_request_duration_milliseconds_bucket{"));
+    }
+}

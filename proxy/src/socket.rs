@@ -1,0 +1,82 @@
+//! What is set on every socket.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+/// How many connections may wait to be accepted. The kernel lowers it to
+/// net.core.somaxconn, 4096 on current kernels.
+const BACKLOG: i32 = 4096;
+/// When a silent peer is first asked whether it is still there, and how often
+/// then. A peer whose node vanished is noticed after 90 s, where TCP alone would
+/// hold the connection for ever.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(45);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Sets up a connected socket. A socket on which that fails is one whose peer is
+/// gone already, which reading it will tell.
+pub(crate) fn prepare(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    let _ = stream.set_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+}
+
+/// Makes closing the socket send a reset, for peers to whom nothing can be said
+/// in a protocol that they understand.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Binds a listener. An address of all IPv6 interfaces takes IPv4 too, and where
+/// the kernel has no IPv6 it means all IPv4 interfaces.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    match bind(address) {
+        Err(error) if has_no_ipv6(&error) && address.ip().is_unspecified() => bind(
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()),
+        ),
+        result => result,
+    }
+}
+
+fn has_no_ipv6(error: &io::Error) -> bool {
+    // EAFNOSUPPORT, or EADDRNOTAVAIL where IPv6 is there but switched off.
+    matches!(error.raw_os_error(), Some(97 | 99))
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Where a redirected connection was going before redirection.
+pub(crate) fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let is_ipv4 = stream.local_addr()?.ip().to_canonical().is_ipv4();
+    let original = if is_ipv4 {
+        socket.original_dst_v4()
+    } else {
+        socket.original_dst_v6()
+    };
+    original?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("the original destination is not an IP address"))
+}

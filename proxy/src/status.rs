@@ -1,0 +1,170 @@
+//! The proxy's two small HTTP servers: the status port, which is for kubelet and
+//! Prometheus and can change nothing, and the admin port, which is on loopback.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bulkhead_core::sidecar::SidecarConfig;
+use bulkhead_runtime::http_server::{Method, Request, Response, StatusCode, json, text};
+use bulkhead_runtime::log;
+use bulkhead_runtime::monitoring::Monitoring;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::credentials::Latest;
+use crate::identity::RenewalRequests;
+use crate::probe;
+
+/// The longest log filter that is taken from a query.
+const MAX_FILTER: usize = 256;
+
+/// `/metrics`, `/ready`, `/live`, and the application's probes.
+pub(crate) struct Status {
+    pub(crate) config: Arc<SidecarConfig>,
+    pub(crate) monitoring: Monitoring,
+}
+
+impl Status {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Response {
+        if let Some(response) = self.monitoring.answer(&request) {
+            return response;
+        }
+        match self.config.probes.get(request.uri().path()) {
+            Some(probe) => probe::perform(probe).await,
+            None => text(
+                StatusCode::NOT_FOUND,
+                "try /metrics, /ready, /live, or an application's probe\n",
+            ),
+        }
+    }
+}
+
+/// What people and tools on the same host may see and do.
+pub(crate) struct Admin {
+    pub(crate) config: Arc<SidecarConfig>,
+    pub(crate) monitoring: Monitoring,
+    pub(crate) latest: Latest,
+    pub(crate) renewals: RenewalRequests,
+    pub(crate) open_outbound: watch::Receiver<usize>,
+    pub(crate) drain: mpsc::Sender<()>,
+    pub(crate) level: Option<log::Level>,
+}
+
+const ADMIN_HELP: &str = "\
+GET  /config_dump            what the proxy was told
+GET  /certs                  the certificate in use
+GET  /connections            open connections
+POST /renew                  get a new certificate now
+POST /logging?level=FILTER   change the log level, such as info or warn,bulkhead_proxy=debug
+POST /drain                  stop as SIGTERM does
+GET  /metrics /ready /live
+";
+
+impl Admin {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Response {
+        if !is_local(&request) {
+            // A page in somebody's browser can reach loopback by a name of its
+            // own (DNS rebinding); it cannot make the browser call it localhost.
+            return text(
+                StatusCode::FORBIDDEN,
+                "use localhost or a loopback address\n",
+            );
+        }
+        if let Some(response) = self.monitoring.answer(&request) {
+            return response;
+        }
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/config_dump") => reply(&self.config_dump()),
+            (&Method::GET, "/certs") => reply(&self.certificates()),
+            (&Method::GET, "/connections") => reply(&self.connections()),
+            (&Method::POST, "/renew") => {
+                self.renewals.renew();
+                text(StatusCode::ACCEPTED, "renewing\n")
+            }
+            (&Method::POST, "/logging") => self.set_level(request.uri().query()),
+            (&Method::POST, "/drain") => {
+                // Full means that somebody has asked already.
+                let _ = self.drain.try_send(());
+                text(StatusCode::ACCEPTED, "draining\n")
+            }
+            (_, "/renew" | "/logging" | "/drain") => text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this changes something: use POST\n",
+            ),
+            _ => text(StatusCode::NOT_FOUND, ADMIN_HELP),
+        }
+    }
+
+    /// The settings as the variables that say them; none of them is a secret.
+    fn config_dump(&self) -> Value {
+        let env = self.config.to_env();
+        env.into_iter()
+            .map(|(name, value)| (name.to_owned(), Value::String(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    fn certificates(&self) -> Value {
+        let Some(credentials) = self.latest.get() else {
+            return json!({ "certificate": null });
+        };
+        let identity = credentials.identity();
+        json!({
+            "certificate": {
+                "id": identity.id(),
+                "serial": identity.serial(),
+                "not_before": seconds(identity.not_before()),
+                "not_after": seconds(identity.not_after()),
+                "chain": identity.chain().to_pem(),
+            },
+            "roots": identity.bundle().to_pem(),
+        })
+    }
+
+    fn connections(&self) -> Value {
+        json!({ "outbound": *self.open_outbound.borrow() })
+    }
+
+    fn set_level(&self, query: Option<&str>) -> Response {
+        let filter = query.and_then(|query| query.strip_prefix("level="));
+        let Some(filter) = filter.filter(|filter| filter.len() <= MAX_FILTER) else {
+            return text(StatusCode::BAD_REQUEST, "say ?level=FILTER\n");
+        };
+        match &self.level {
+            None => text(
+                StatusCode::CONFLICT,
+                "this process's log is not the proxy's own\n",
+            ),
+            Some(level) => match level.set(filter) {
+                Ok(()) => text(StatusCode::OK, format!("the log level is {filter}\n")),
+                Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            },
+        }
+    }
+}
+
+fn seconds(time: std::time::SystemTime) -> u64 {
+    time.duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn reply(value: &Value) -> Response {
+    json(StatusCode::OK, format!("{value:#}\n"))
+}
+
+/// Whether a request names this host as the one that it means.
+fn is_local(request: &Request) -> bool {
+    let host = request
+        .headers()
+        .get("host")
+        .and_then(|host| host.to_str().ok());
+    host.is_some_and(|host| {
+        let is_loopback = |address: &SocketAddr| address.ip().is_loopback();
+        host == "localhost"
+            || host.starts_with("localhost:")
+            || host.parse().is_ok_and(|address| is_loopback(&address))
+            || host
+                .parse()
+                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+    })
+}

@@ -1,0 +1,85 @@
+//! Connections to servers: the application behind an inbound port, or an
+//! upstream's proxy over mesh mTLS.
+
+mod app;
+mod mesh;
+mod pool;
+
+use std::rc::Rc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::buffer::Buffered;
+use crate::failure::Failure;
+use crate::http1::{Lease, Upstreams};
+
+pub(crate) use app::App;
+pub(crate) use mesh::{Mesh, MeshStream};
+pub(crate) use pool::Pool;
+
+/// Makes connections to one destination.
+pub(crate) trait Connect {
+    type Io: AsyncRead + AsyncWrite + Unpin + 'static;
+
+    async fn connect(&self) -> Result<Self::Io, Failure>;
+}
+
+impl<C: Connect> Connect for Rc<C> {
+    type Io = C::Io;
+
+    async fn connect(&self) -> Result<Self::Io, Failure> {
+        C::connect(self).await
+    }
+}
+
+/// A destination to which nothing is ever sent: whoever asks is told why.
+pub(crate) struct Refused(pub Failure);
+
+impl Connect for Refused {
+    type Io = tokio::io::DuplexStream;
+
+    async fn connect(&self) -> Result<Self::Io, Failure> {
+        Err(self.0.clone())
+    }
+}
+
+/// One server connection for one client connection. What a server ties to its
+/// connection (NTLM does) stays with the client that it belongs to.
+pub(crate) struct OneToOne<C: Connect> {
+    connector: C,
+    kept: Option<Buffered<C::Io>>,
+}
+
+impl<C: Connect> OneToOne<C> {
+    pub(crate) fn new(connector: C) -> Self {
+        Self {
+            connector,
+            kept: None,
+        }
+    }
+}
+
+impl<C: Connect> Upstreams for OneToOne<C> {
+    type Io = C::Io;
+    const POOLED: bool = false;
+
+    async fn take(&mut self, fresh: bool) -> Result<Lease<C::Io>, Failure> {
+        if let Some(mut connection) = self.kept.take()
+            && !fresh
+            && pool::is_quiet(&mut connection)
+        {
+            return Ok(Lease {
+                connection,
+                reused: true,
+            });
+        }
+        Ok(Lease {
+            connection: Buffered::new(self.connector.connect().await?),
+            reused: false,
+        })
+    }
+
+    fn give_back(&mut self, connection: Buffered<C::Io>) {
+        self.kept = Some(connection);
+    }
+}

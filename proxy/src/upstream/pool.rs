@@ -1,0 +1,93 @@
+//! Idle connections to an upstream, kept for the next request.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::time::Instant;
+
+use super::{Connect, Mesh, MeshStream};
+use crate::buffer::Buffered;
+use crate::failure::Failure;
+use crate::http1::{Lease, Upstreams};
+
+/// Shorter than the time for which the peer's proxy keeps an idle connection, so
+/// that it is we who close it and no request meets a closing connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// The most idle connections kept for one upstream and worker.
+const MAX_IDLE: usize = 256;
+
+/// A worker's connections to one upstream. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    mesh: Rc<Mesh>,
+    idle: Rc<RefCell<Vec<Idle>>>,
+}
+
+struct Idle {
+    connection: Buffered<MeshStream>,
+    since: Instant,
+    /// The certificate that it was made with. Requests do not travel under an
+    /// old one when there is a new one.
+    generation: Option<String>,
+}
+
+impl Pool {
+    pub(crate) fn new(mesh: Mesh) -> Self {
+        Self {
+            mesh: Rc::new(mesh),
+            idle: Rc::default(),
+        }
+    }
+
+    /// The latest that was given back and is still good: the others then age,
+    /// and a pool that once was large shrinks.
+    fn take_idle(&self) -> Option<Buffered<MeshStream>> {
+        let generation = self.mesh.generation();
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_TIMEOUT);
+        while let Some(mut candidate) = idle.pop() {
+            if is_quiet(&mut candidate.connection) {
+                return Some(candidate.connection);
+            }
+        }
+        None
+    }
+}
+
+impl Upstreams for Pool {
+    type Io = MeshStream;
+    const POOLED: bool = true;
+
+    async fn take(&mut self, fresh: bool) -> Result<Lease<MeshStream>, Failure> {
+        if !fresh && let Some(connection) = self.take_idle() {
+            return Ok(Lease {
+                connection,
+                reused: true,
+            });
+        }
+        Ok(Lease {
+            connection: Buffered::new(self.mesh.connect().await?),
+            reused: false,
+        })
+    }
+
+    fn give_back(&mut self, connection: Buffered<MeshStream>) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle {
+                connection,
+                since: Instant::now(),
+                generation: self.mesh.generation(),
+            });
+        }
+    }
+}
+
+/// Whether an idle connection is still open and says nothing, as it should.
+/// Whatever a server says unasked, the end of the stream included, makes its
+/// connection useless.
+pub(super) fn is_quiet<S: tokio::io::AsyncRead + Unpin>(connection: &mut Buffered<S>) -> bool {
+    connection.fill().now_or_never().is_none()
+}

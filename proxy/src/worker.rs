@@ -1,0 +1,198 @@
+//! The threads of the data path.
+//!
+//! Each worker has a runtime of its own and serves its connections from accept
+//! to end; nothing on the way of a request is shared with another thread. One
+//! worker is the default, because a sidecar lives in a pod that was sized for
+//! its application.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bulkhead_core::reason::Reason;
+use bulkhead_core::sidecar::{OutboundListener, SidecarConfig};
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain;
+use futures::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::credentials::Latest;
+use crate::inbound::{Inbound, Route};
+use crate::metrics::{Direction, Metrics};
+use crate::outbound::Outbound;
+use crate::socket;
+
+/// How long to wait after a failed accept, which is nearly always a lack of file
+/// descriptors: trying again at once would take the core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What one worker serves. The listening sockets are shared with the other
+/// workers; whatever else it needs on a request's way, it makes for itself.
+pub(crate) struct Work {
+    pub(crate) config: Arc<SidecarConfig>,
+    pub(crate) latest: Latest,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) inbound_sockets: Vec<InboundSocket>,
+    pub(crate) outbound_sockets: Vec<OutboundSocket>,
+    pub(crate) inbound_drain: drain::Watch,
+    pub(crate) outbound_drain: drain::Watch,
+    /// Counts outbound connections, over all workers.
+    pub(crate) open_outbound: watch::Sender<usize>,
+    /// Ends the worker, whatever is still open.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// A socket that takes inbound connections, and where they go.
+pub(crate) struct InboundSocket {
+    pub(crate) socket: std::net::TcpListener,
+    /// The application, or nothing where redirection tells.
+    pub(crate) forward: Option<SocketAddr>,
+}
+
+/// A socket that takes the application's connections to one upstream.
+pub(crate) struct OutboundSocket {
+    pub(crate) socket: std::net::TcpListener,
+    pub(crate) upstream: OutboundListener,
+}
+
+/// Starts a worker.
+pub(crate) fn spawn(index: u16, work: Work) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            if let Err(error) = run(work) {
+                tracing::error!(%error, index, "a worker could not start");
+            }
+        })
+}
+
+fn run(work: Work) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = LocalSet::new();
+    let mut stop = work.stop.clone();
+    local.spawn_local(serve(work));
+    local.block_on(&runtime, async move {
+        // An error means that whoever could stop us is gone.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+    Ok(())
+}
+
+async fn serve(work: Work) {
+    let inbound = Rc::new(Inbound {
+        policy: work.config.inbound_policy(),
+        config: work.config,
+        latest: work.latest.clone(),
+        metrics: work.metrics.clone(),
+        clock: work.clock.clone(),
+    });
+    for InboundSocket { socket, forward } in work.inbound_sockets {
+        let inbound = Rc::clone(&inbound);
+        let drain = work.inbound_drain.clone();
+        spawn_local(accept(socket, drain, move |stream, source, drain| {
+            if let Some(route) = route(&stream, source, forward, &inbound) {
+                spawn_local(Rc::clone(&inbound).serve(stream, route, drain));
+            }
+        }));
+    }
+    for OutboundSocket { socket, upstream } in work.outbound_sockets {
+        let outbound = Outbound::new(upstream, &work.latest, &work.clock, work.metrics.clone());
+        let outbound = Rc::new(outbound);
+        let open = work.open_outbound.clone();
+        let drain = work.outbound_drain.clone();
+        spawn_local(accept(socket, drain, move |stream, _, drain| {
+            let outbound = Rc::clone(&outbound);
+            let open = Open::new(&open);
+            spawn_local(async move {
+                outbound.serve(stream, drain).await;
+                drop(open);
+            });
+        }));
+    }
+}
+
+/// Accepts until the drain starts, and then what is waiting already: closing the
+/// socket would reset connections whose clients believe them to be open.
+async fn accept(
+    socket: std::net::TcpListener,
+    mut drain: drain::Watch,
+    mut serve: impl FnMut(TcpStream, SocketAddr, drain::Watch),
+) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "listening failed");
+            return;
+        }
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.started() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, source)) => {
+                socket::prepare(&stream);
+                serve(stream, source, drain.clone());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    while let Some(Ok((stream, source))) = listener.accept().now_or_never() {
+        socket::prepare(&stream);
+        serve(stream, source, drain.clone());
+    }
+}
+
+/// Where an inbound connection goes; nothing where it must not go anywhere.
+fn route(
+    stream: &TcpStream,
+    source: SocketAddr,
+    forward: Option<SocketAddr>,
+    inbound: &Inbound,
+) -> Option<Route> {
+    let target = match forward {
+        Some(target) => Ok(target),
+        None => socket::original_destination(stream),
+    };
+    // Somebody dialled the proxy's own port: forwarding would dial it again.
+    let to_itself = |target: &SocketAddr| stream.local_addr().is_ok_and(|local| local == *target);
+    match target {
+        Ok(target) if !to_itself(&target) => Some(Route { source, target }),
+        _ => {
+            let reason = Reason::DestinationIsSelf;
+            inbound.metrics.refused(Direction::Inbound, reason);
+            tracing::info!(reason = reason.code(), %source, "refused a connection: {}", reason.cause());
+            socket::reset_on_close(stream);
+            None
+        }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(watch::Sender<usize>);
+
+impl Open {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
