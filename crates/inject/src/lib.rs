@@ -2,22 +2,54 @@
 //! webhook and the command line both call it, so that both give the same pod.
 //!
 //! ```text
-//!  pod, namespace, defaults ──▶ decision ──▶ Skip(reason) | Refuse(reason, message)
-//!                                   │
-//!                                   ▼
-//!            annotations ──▶ settings ──▶ sidecar, probes ──▶ document ──▶ Inject(reason, patch)
+//!  pod, namespace, defaults ──▶ decision ──▶ Skip(reason)
+//!                                  │
+//!            annotations ──▶ PodSettings ──▶ Refuse(reason, message)
+//!                                  │
+//!       strip ──▶ probe, sidecar, overlay ──▶ difference ──▶ Inject(reason, patch)
 //! ```
+//!
+//! A pod stays a JSON document throughout, so that fields of a Kubernetes newer
+//! than this code pass through untouched; what is added to it is made of typed
+//! objects. Injecting an injected pod changes nothing, and [`uninject`] gives
+//! back what went in.
+//!
+//! In reading order: `decision` (whether), `pod` (the few fields that are read),
+//! `patch` (how), `sidecar` (what is added), `probe` (what is rewritten),
+//! `status` and `strip` (how it is undone), `overlay` (how a second injection
+//! keeps what others did to the first), `difference` (the patch).
 
 use std::collections::BTreeMap;
 
+use bulkhead_core::annotation;
+use bulkhead_core::annotation::AnnotationError;
 use bulkhead_core::pod_settings::PodSettings;
+use bulkhead_core::resources::Level;
 use serde_json::Value;
 
+mod decision;
+mod difference;
+mod overlay;
+mod patch;
+mod pod;
+mod probe;
 mod reason;
+mod sidecar;
+mod status;
+mod strip;
+mod warning;
+mod workload;
 
+pub use decision::OWN_POD_LABEL;
+pub use decision::SYSTEM_NAMESPACES;
 pub use reason::InjectReason;
 pub use reason::RefuseReason;
 pub use reason::SkipReason;
+pub use sidecar::INIT_CONTAINER;
+pub use sidecar::PROXY_CONTAINER;
+pub use sidecar::TOKEN_VOLUME;
+pub use sidecar::TRUST_BUNDLE_CONFIG_MAP;
+pub use sidecar::TRUST_BUNDLE_VOLUME;
 
 /// What injection needs to know of the pod's namespace.
 #[derive(Clone, Debug, Default)]
@@ -88,6 +120,88 @@ pub struct Refusal {
 
 /// Decides about a pod and makes the patch. `pod` is the object of an
 /// AdmissionReview, or a pod template with `metadata` and `spec`.
-pub fn inject(_pod: &Value, _namespace: &Namespace, _defaults: &Defaults) -> Decision {
-    Decision::Skip(SkipReason::NotRequested)
+pub fn inject(pod: &Value, namespace: &Namespace, defaults: &Defaults) -> Decision {
+    match decide_and_inject(pod, namespace, defaults) {
+        Ok(decision) => decision,
+        Err(refusal) => Decision::Refuse(refusal),
+    }
 }
+
+fn decide_and_inject(
+    document: &Value,
+    namespace: &Namespace,
+    defaults: &Defaults,
+) -> Result<Decision, Refusal> {
+    let pod = pod::Pod::new(document)?;
+    let reason = match decision::choose(pod, namespace, defaults)? {
+        decision::Choice::Inject(reason) => reason,
+        decision::Choice::Skip(reason) => return Ok(Decision::Skip(reason)),
+    };
+    let settings = settings(pod, namespace, defaults)?;
+    let warnings = warning::warnings(pod, &settings);
+    let injected = patch::injected(document, settings, &defaults.image_pull_secrets)?;
+    Ok(Decision::Inject(Injection {
+        reason,
+        patch: difference::difference(document, &injected),
+        pod: injected,
+        warnings,
+    }))
+}
+
+/// The installation's settings with what the namespace and the pod say.
+fn settings(
+    pod: pod::Pod<'_>,
+    namespace: &Namespace,
+    defaults: &Defaults,
+) -> Result<PodSettings, Refusal> {
+    let mut settings = defaults.settings.clone();
+    let of_pod: Vec<_> = pod
+        .annotations()
+        .filter_map(|(name, value)| match value {
+            Value::String(text) => Some(Ok((name, text.as_str()))),
+            _ if annotation::is_relevant(name) => Some(Err(pod::malformed(&format!(
+                "the annotation {name} is not a string; put its value in quotes"
+            )))),
+            _ => None,
+        })
+        .collect::<Result<_, Refusal>>()?;
+    let of_namespace = namespace
+        .annotations
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    annotation::apply(&mut settings, of_namespace, Level::Namespace)
+        .map_err(|errors| wrong_annotations(&errors))?;
+    annotation::apply(&mut settings, of_pod, Level::Pod)
+        .map_err(|errors| wrong_annotations(&errors))?;
+    settings.resources.reconcile().map_err(|error| Refusal {
+        reason: RefuseReason::InvalidAnnotation,
+        message: error.to_string(),
+    })?;
+    Ok(settings)
+}
+
+/// All of them in one message. Where any value is wrong that is the reason.
+fn wrong_annotations(errors: &[AnnotationError]) -> Refusal {
+    let reason = if errors.iter().all(AnnotationError::is_unknown) {
+        RefuseReason::UnknownAnnotation
+    } else {
+        RefuseReason::InvalidAnnotation
+    };
+    let messages: Vec<_> = errors.iter().map(AnnotationError::to_string).collect();
+    Refusal {
+        reason,
+        message: messages.join("; "),
+    }
+}
+
+/// The pod as it was before it was injected. A pod that was not stays as it is,
+/// and so does anything that is no pod.
+pub fn uninject(mut pod: Value) -> Value {
+    if pod::Pod::new(&pod).is_ok() {
+        strip::strip(&mut pod);
+    }
+    pod
+}
+
+#[cfg(test)]
+mod tests;
