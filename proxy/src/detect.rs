@@ -18,7 +18,7 @@ pub use client_hello::ClientHello;
 
 /// Reads, into the buffer, as many bytes as it takes to know what a connection
 /// is. What is not known by the end of `within`, or of the client's sending, is
-/// opaque.
+/// opaque; a client that said nothing at all is [`Sniff::More`].
 ///
 /// # Errors
 /// The connection broke, or ended before its first byte.
@@ -41,13 +41,17 @@ where
             }
         }
     };
-    timeout(within, whole).await.unwrap_or(Ok(Sniff::Opaque))
+    match timeout(within, whole).await {
+        Ok(known) => known,
+        Err(_) if client.buffer.is_empty() => Ok(Sniff::More),
+        Err(_) => Ok(Sniff::Opaque),
+    }
 }
 
 /// What the bytes so far say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sniff {
-    /// Too few bytes to say.
+    /// Too few bytes to say; at the end of detection, none at all.
     More,
     /// A whole TLS ClientHello.
     Tls(ClientHello),

@@ -68,8 +68,7 @@ pub(crate) fn http_status(reason: Reason) -> u16 {
         | Reason::PeerIdentityMismatch
         | Reason::UpstreamConnectFailed
         | Reason::UpstreamClosed
-        | Reason::NoCertificate
-        | Reason::Draining => 503,
+        | Reason::NoCertificate => 503,
     }
 }
 

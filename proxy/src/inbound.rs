@@ -232,6 +232,10 @@ impl Inbound {
         reason: Reason,
         drain: drain::Watch,
     ) -> Result<(), Ended> {
+        let reason = match first {
+            Sniff::More => Reason::DetectionTimeout,
+            _ => reason,
+        };
         let failure = Failure::new(reason, format!("the client began with {first:?}"));
         let mut session = self.session(self.metrics.inbound(None), drain);
         match first {

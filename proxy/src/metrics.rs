@@ -534,7 +534,7 @@ fn response_flags(reason: Reason) -> &'static str {
         Reason::ResponseMalformed => "UPE",
         Reason::RequestMalformed | Reason::RequestHeadTooLarge => "DPE",
         Reason::PlaintextRefused | Reason::MtlsDisabled => "UAEX",
-        Reason::DestinationIsSelf | Reason::DetectionTimeout | Reason::Draining => "-",
+        Reason::DestinationIsSelf | Reason::DetectionTimeout => "-",
     }
 }
 

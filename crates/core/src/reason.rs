@@ -21,12 +21,11 @@ pub enum Reason {
     NoCertificate,
     DestinationIsSelf,
     DetectionTimeout,
-    Draining,
 }
 
 impl Reason {
     /// The table of the docs, in its order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::PlaintextRefused,
         Self::MtlsDisabled,
         Self::TlsHandshakeFailed,
@@ -39,7 +38,6 @@ impl Reason {
         Self::NoCertificate,
         Self::DestinationIsSelf,
         Self::DetectionTimeout,
-        Self::Draining,
     ];
 
     /// The code, as it stands in headers, logs and metrics.
@@ -55,6 +53,23 @@ impl Reason {
     /// What to do about it.
     pub fn remedy(self) -> &'static str {
         self.row().2
+    }
+
+    /// `docs/reasons.md`.
+    pub fn markdown() -> String {
+        let mut text = String::from(
+            "# Why the proxy refused something\n\n\
+             Each answer that the proxy makes by itself carries a code: in the \
+             `bulkhead-reason`\nresponse header, in the log line's `reason`, and in the \
+             label of `bulkhead_refusals_total`.\nCodes never change meaning.\n\n\
+             | code | what happened | what to do |\n|---|---|---|\n",
+        );
+        for reason in Self::ALL {
+            let (code, cause, remedy) = reason.row();
+            text.push_str(&format!("| `{code}` | {cause} | {remedy} |\n"));
+        }
+        text.push_str("\nThis page is made from `crates/core/src/reason.rs`.\n");
+        text
     }
 
     fn row(self) -> (&'static str, &'static str, &'static str) {
@@ -116,13 +131,8 @@ impl Reason {
             ),
             Self::DetectionTimeout => (
                 "detection_timeout",
-                "the client said nothing for so long that its protocol stayed unknown",
-                "a server speaks first there: name the port in the opaque ports",
-            ),
-            Self::Draining => (
-                "draining",
-                "the proxy is shutting down and takes no new work",
-                "retry; another endpoint will answer",
+                "the port accepts mesh mTLS only (STRICT) and the client said nothing",
+                "if the server is meant to speak first there, the client needs a sidecar too",
             ),
         }
     }
@@ -138,6 +148,17 @@ impl fmt::Display for Reason {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn the_page_for_people_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reasons.md");
+        let page = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            page == Reason::markdown(),
+            "docs/reasons.md is out of date; run: \
+             cargo run -p bulkhead-core --example reasons > docs/reasons.md"
+        );
+    }
 
     #[test]
     fn codes_are_unique_and_fit_a_metric_label() {
