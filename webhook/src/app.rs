@@ -1,0 +1,265 @@
+//! Wiring: which parts run, and what they share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use bulkhead_pki::certificate::Certificate;
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain::{self, Outcome};
+use bulkhead_runtime::http_server;
+use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Condition;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::admission::Injector;
+use crate::config::{CertificateSource, Config};
+use crate::events::Notices;
+use crate::metrics::Metrics;
+use crate::namespaces::{NamespaceSource, Namespaces, watch_namespaces};
+use crate::registration::{ca_bundle, keeper};
+use crate::server::{self, Serving};
+use crate::serving_certificate::secret::{self, Store};
+use crate::serving_certificate::{Publisher, files};
+
+/// What the webhook is given by whoever starts it.
+pub struct Deps {
+    pub namespaces: NamespaceSource,
+    /// The API server to register with, to keep the certificate at and to tell
+    /// of Events. Without one the webhook only answers.
+    pub client: Option<Client>,
+    pub clock: Clock,
+    pub monitoring: Monitoring,
+}
+
+impl Deps {
+    /// In a cluster.
+    pub fn cluster(client: Client) -> Self {
+        Self {
+            namespaces: NamespaceSource::Cluster(client.clone()),
+            client: Some(client),
+            clock: Clock::system(),
+            monitoring: Monitoring::default(),
+        }
+    }
+
+    /// Without a cluster, with these namespaces.
+    pub fn fixed(namespaces: Vec<bulkhead_inject::Namespace>) -> Self {
+        Self {
+            namespaces: NamespaceSource::Fixed(namespaces),
+            client: None,
+            clock: Clock::system(),
+            monitoring: Monitoring::default(),
+        }
+    }
+}
+
+/// A running webhook. Dropping it ends it at once; see [`App::shutdown`].
+pub struct App {
+    address: SocketAddr,
+    monitoring_address: SocketAddr,
+    monitoring: Monitoring,
+    authorities: watch::Receiver<Vec<Certificate>>,
+    accepting: Condition,
+    leaving: watch::Sender<bool>,
+    drain: drain::Trigger,
+    config: Config,
+}
+
+impl App {
+    /// Binds the addresses and starts everything.
+    ///
+    /// # Errors
+    /// An address cannot be bound, or the settings name no usable host.
+    /// Whatever needs the API server is tried until it works; until then the
+    /// webhook is not ready and says what it waits for.
+    pub async fn start(config: Config, deps: Deps) -> Result<Self> {
+        let Deps {
+            namespaces,
+            client,
+            clock,
+            monitoring,
+        } = deps;
+        let listener = bind(config.address, "the webhook").await?;
+        let monitoring_listener = bind(config.monitoring_address, "monitoring").await?;
+        let address = listener
+            .local_addr()
+            .context("asking for our own address")?;
+        let monitoring_address = monitoring_listener
+            .local_addr()
+            .context("asking for our own monitoring address")?;
+
+        let metrics = Metrics::register(&monitoring);
+        let readiness = &monitoring.readiness;
+        let accepting = readiness.condition("accepting_reviews");
+        let (drain, work) = drain::channel();
+        let (leaving, is_leaving) = watch::channel(false);
+
+        let namespaces = Namespaces::new(namespaces);
+        let synced = readiness.condition("namespaces_synced");
+        let watching = watch_namespaces(namespaces.clone(), synced, metrics.clone(), work.clone());
+        tokio::spawn(watching);
+
+        let (notices, speaker) = Notices::new(client.clone(), &config.instance, &metrics);
+        if let Some(speaker) = speaker {
+            tokio::spawn(speaker.run(work.clone()));
+        }
+
+        let (tls, tls_configs) = watch::channel(None);
+        let (own, authorities) = watch::channel(Vec::new());
+        let registration = client.clone().filter(|_| config.register);
+        let registered = registration.map(|client| {
+            let (registered, seen) = watch::channel(keeper::Registered::new());
+            let keeper = keeper::Keeper {
+                settings: keeper::Settings {
+                    name: config.configuration.clone(),
+                    target: config.target.clone(),
+                    system_namespace: config.defaults.system_namespace.clone(),
+                    inject_by_default: config.defaults.inject_by_default,
+                },
+                standings: namespaces.standings(),
+                authorities: authorities.clone(),
+                registered,
+                condition: readiness.condition("registered"),
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+            };
+            tokio::spawn(keeper.run(client, work.clone()));
+            seen
+        });
+        let publisher = Publisher::new(
+            tls,
+            own,
+            registered,
+            config.lifetimes.grace,
+            metrics.clone(),
+        );
+        let loaded = readiness.condition("certificate_loaded");
+        keep_certificate(&config, client, publisher, loaded, clock, &metrics, &work)?;
+
+        let injector = Injector {
+            namespaces,
+            defaults: config.defaults.clone(),
+            notices,
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(server::serve(
+            listener,
+            Serving {
+                tls: tls_configs,
+                injector: Arc::new(injector),
+                leaving: is_leaving,
+                metrics,
+            },
+            work.clone(),
+        ));
+        accepting.set(true);
+
+        let shown = monitoring.clone();
+        let answer = move |request: http_server::Request, _| {
+            let shown = shown.clone();
+            async move { shown.answer_or_not_found(&request) }
+        };
+        tokio::spawn(http_server::serve(monitoring_listener, answer, work));
+        tracing::info!(%address, %monitoring_address, "the webhook is listening");
+        Ok(Self {
+            address,
+            monitoring_address,
+            monitoring,
+            authorities,
+            accepting,
+            leaving,
+            drain,
+            config,
+        })
+    }
+
+    /// Where reviews are answered.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics`, `/ready` and `/live` are.
+    pub fn monitoring_address(&self) -> SocketAddr {
+        self.monitoring_address
+    }
+
+    pub fn monitoring(&self) -> &Monitoring {
+        &self.monitoring
+    }
+
+    /// The CAs, in PEM, by which clients verify this server; waits for the
+    /// first certificate.
+    pub async fn ca_bundle(&self) -> String {
+        let mut authorities = self.authorities.clone();
+        match authorities.wait_for(|known| !known.is_empty()).await {
+            Ok(known) => ca_bundle::to_pem(&known),
+            // The keeper of the certificate is gone, and so is this server.
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Ends the webhook without losing a review: it is taken out of its Service
+    /// first, serves on until everybody has heard, and then finishes what it
+    /// has in hand. The registration stays, because other replicas answer for
+    /// it; `bulkhead-webhook unregister` takes it away.
+    pub async fn shutdown(self) -> Outcome {
+        self.accepting.set(false);
+        self.leaving.send_replace(true);
+        sleep(self.config.lame_duck).await;
+        self.drain.drain(self.config.drain).await
+    }
+}
+
+async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("binding {address} for {what}; is another process there?"))
+}
+
+fn keep_certificate(
+    config: &Config,
+    client: Option<Client>,
+    publisher: Publisher,
+    loaded: Condition,
+    clock: Clock,
+    metrics: &Metrics,
+    work: &drain::Watch,
+) -> Result<()> {
+    let names = config
+        .server_names()
+        .context("finding the name that the API server will verify us by")?;
+    let (metrics, work) = (metrics.clone(), work.clone());
+    match &config.certificate {
+        CertificateSource::Files(files) => {
+            let keeper = files::Keeper {
+                files: files.clone(),
+                names,
+                publisher,
+                loaded,
+                clock,
+                metrics,
+            };
+            tokio::spawn(keeper.run(work));
+        }
+        CertificateSource::SelfMade { secret } => {
+            let namespace = &config.defaults.system_namespace;
+            let keeper = secret::Keeper {
+                store: client.map_or(Store::Memory, |client| {
+                    Store::secret(client, namespace, secret)
+                }),
+                names,
+                lifetimes: config.lifetimes,
+                publisher,
+                loaded,
+                clock,
+                metrics,
+            };
+            tokio::spawn(keeper.run(work));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! `bulkhead-webhook`: answers the API server's admission reviews. Its settings
+//! are environment variables, listed in [`bulkhead_webhook::config`].
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use bulkhead_core::sidecar::LogFormat;
+use bulkhead_runtime::log;
+use bulkhead_runtime::shutdown::Signals;
+use bulkhead_webhook::app::{App, Deps};
+use bulkhead_webhook::config::Config;
+use bulkhead_webhook::registration;
+use kube::Client;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the log may be what did not start")]
+            {
+                eprintln!("bulkhead-webhook: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let config = Config::from_environment()?;
+    let format = match config.log_format {
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::Format::Text,
+    };
+    log::init(&config.log_level, format)?;
+    let client = Client::try_default()
+        .await
+        .context("finding the API server: neither in a pod, nor is there a kubeconfig")?;
+    match std::env::args().nth(1).as_deref() {
+        None => serve(config, client).await,
+        Some("unregister") => Ok(registration::unregister(&config.configuration, client).await?),
+        Some(other) => bail!("{other:?} is no command; there is only unregister"),
+    }
+}
+
+async fn serve(config: Config, client: Client) -> Result<()> {
+    let mut signals = Signals::catch().context("catching SIGTERM and SIGINT")?;
+    let app = App::start(config, Deps::cluster(client)).await?;
+    let signal = signals.next().await;
+    tracing::info!(signal, "shutting down");
+    tokio::select! {
+        outcome = app.shutdown() => tracing::info!(?outcome, "finished"),
+        signal = signals.next() => tracing::warn!(signal, "ended before the drain did"),
+    }
+    Ok(())
+}
