@@ -20,15 +20,17 @@ use axum::http::{HeaderValue, StatusCode, Version};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use bulkhead_runtime::drain;
+use futures::FutureExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use self::activity::Activity;
 use self::body::{BodyError, Budget};
@@ -45,6 +47,8 @@ const MAX_CONNECTIONS: usize = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// The same, once the drain has started.
+const FIRST_REQUEST_IN_DRAIN: Duration = Duration::from_secs(1);
 /// How long a connection may be without a request after that, which includes the wait for
 /// the head of one. The API server closes its idle connections after 90 s; if
 /// we were the first to, a review that it sends at that moment would be lost.
@@ -105,33 +109,64 @@ pub(crate) async fn serve(listener: TcpListener, serving: Serving, mut drain: dr
         ready = tls.wait_for(Option::is_some) => if ready.is_err() { return },
         () = drain.started() => return,
     }
-    loop {
-        let Ok(place) = Arc::clone(&shared.places).acquire_owned().await else {
+    let accept = Accept {
+        listener,
+        shared,
+        routes,
+        tls,
+        drain: drain.clone(),
+    };
+    tokio::select! {
+        () = accept.forever() => {}
+        () = drain.started() => {}
+    }
+    // Whoever has connected already gets an answer; one that finds nobody
+    // listening goes to another replica.
+    while let Some(()) = accept.one().now_or_never() {}
+}
+
+/// Takes connections.
+struct Accept {
+    listener: TcpListener,
+    shared: Shared,
+    routes: Router,
+    tls: watch::Receiver<Option<Arc<ServerConfig>>>,
+    drain: drain::Watch,
+}
+
+impl Accept {
+    async fn forever(&self) {
+        loop {
+            self.one().await;
+        }
+    }
+
+    async fn one(&self) {
+        let Ok(place) = Arc::clone(&self.shared.places).acquire_owned().await else {
             return; // Never closed.
         };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.started() => return,
-        };
-        let (stream, peer) = match accepted {
+        let (stream, peer) = match self.listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 sleep(ACCEPT_PAUSE).await;
-                continue;
+                return;
             }
         };
         // The newest certificate, for every connection anew.
-        let Some(config) = tls.borrow().clone() else {
-            continue;
+        let Some(config) = self.tls.borrow().clone() else {
+            return;
         };
         let connection = Connection {
-            shared: shared.clone(),
-            routes: routes.clone(),
+            shared: self.shared.clone(),
+            routes: self.routes.clone(),
             peer,
-            place,
         };
-        tokio::spawn(connection.serve(stream, config, drain.clone()));
+        let drain = self.drain.clone();
+        tokio::spawn(async move {
+            connection.serve(stream, config, drain).await;
+            drop(place);
+        });
     }
 }
 
@@ -140,35 +175,14 @@ struct Connection {
     shared: Shared,
     routes: Router,
     peer: SocketAddr,
-    place: OwnedSemaphorePermit,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream, config: Arc<ServerConfig>, mut drain: drain::Watch) {
-        let Self {
-            shared,
-            routes,
-            peer,
-            place,
-        } = self;
-        // Answers are one small write each; waiting to fill a packet only adds
-        // delay. Where it fails, it does only that.
-        let _ = stream.set_nodelay(true);
-        let stream = match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream))
-            .await
-        {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                shared.metrics.handshakes_failed.inc();
-                tracing::debug!(%peer, %error, "a TLS handshake failed");
-                return;
-            }
-            Err(_) => {
-                shared.metrics.handshakes_failed.inc();
-                tracing::debug!(%peer, "a TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}");
-                return;
-            }
+        let Some(stream) = self.handshake(stream, config).await else {
+            return;
         };
+        let Self { shared, routes, .. } = self;
         shared.metrics.connections.inc();
         let activity = Activity::default();
         let (requests, leaving) = (activity.clone(), shared.leaving.clone());
@@ -185,41 +199,67 @@ impl Connection {
         });
         let builder = builder();
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut is_closing = false;
+        tokio::select! {
+            // Whatever goes wrong on this connection is the client's affair.
+            _ = connection.as_mut() => {}
+            () = shared.patience(&activity, &mut drain) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    _ = connection => {}
+                    () = activity.idle_for(CLOSING) => {}
+                }
+            }
+        }
+        shared.metrics.connections.dec();
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        config: Arc<ServerConfig>,
+    ) -> Option<TlsStream<TcpStream>> {
+        // Answers are one small write each; waiting to fill a packet only adds
+        // delay. Where it fails, it does only that.
+        let _ = stream.set_nodelay(true);
+        let accepting = TlsAcceptor::from(config).accept(stream);
+        let problem = match timeout(HANDSHAKE_TIMEOUT, accepting).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took longer than {HANDSHAKE_TIMEOUT:?}"),
+        };
+        self.shared.metrics.handshakes_failed.inc();
+        tracing::debug!(peer = %self.peer, error = problem, "a TLS handshake failed");
+        None
+    }
+}
+
+impl Shared {
+    /// Returns when a connection should be closed: it has been idle for too
+    /// long, or the drain has started. A client that has only just connected
+    /// is about to send its first request, so a drain waits for that one.
+    async fn patience(&self, activity: &Activity, drain: &mut drain::Watch) {
+        let mut is_draining = false;
         loop {
-            let patience = if shared.places.available_permits() < FEW_PLACES {
+            let patience = if is_draining {
+                match activity.has_begun() {
+                    true => return,
+                    false => FIRST_REQUEST_IN_DRAIN,
+                }
+            } else if self.places.available_permits() < FEW_PLACES {
                 IDLE_UNDER_PRESSURE
             } else if activity.has_begun() {
                 IDLE
             } else {
                 FIRST_REQUEST
             };
-            let wake = match (is_closing, activity.idle_since()) {
-                (true, _) => Instant::now() + CLOSING,
-                (false, Some(since)) if since.elapsed() >= patience => {
-                    is_closing = true;
-                    connection.as_mut().graceful_shutdown();
-                    Instant::now() + CLOSING
-                }
-                // Looked at often enough to notice when places become few.
-                (false, _) => Instant::now() + IDLE_UNDER_PRESSURE,
-            };
             tokio::select! {
-                // Whatever goes wrong on this connection is the client's affair.
-                _ = connection.as_mut() => break,
-                () = drain.started(), if !is_closing => {
-                    is_closing = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = sleep_until(wake) => {
-                    if is_closing && activity.idle_since().is_some() {
-                        break;
-                    }
-                }
+                () = activity.idle_for(patience) => return,
+                () = activity.begun(), if !activity.has_begun() => {}
+                () = drain.started(), if !is_draining => is_draining = true,
+                // Often enough to notice that places have become few.
+                () = sleep(IDLE_UNDER_PRESSURE) => {}
             }
         }
-        shared.metrics.connections.dec();
-        drop(place);
     }
 }
 

@@ -1,14 +1,17 @@
 //! When a connection last had a request.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 /// The requests in flight on one connection, and since when there were none.
+/// Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
-pub(super) struct Activity(Arc<Mutex<State>>);
+pub(super) struct Activity(Arc<watch::Sender<State>>);
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct State {
     has_begun: bool,
     in_flight: usize,
@@ -17,18 +20,19 @@ struct State {
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let (state, _) = watch::channel(State {
             has_begun: false,
             in_flight: 0,
             idle_since: Instant::now(),
-        })))
+        });
+        Self(Arc::new(state))
     }
 }
 
 impl Activity {
     /// Notes a request, which is in flight until the value returned is dropped.
     pub(super) fn start(&self) -> InFlight {
-        self.with(|state| {
+        self.0.send_modify(|state| {
             state.has_begun = true;
             state.in_flight += 1;
         });
@@ -37,16 +41,33 @@ impl Activity {
 
     /// Whether there ever was a request.
     pub(super) fn has_begun(&self) -> bool {
-        self.with(|state| state.has_begun)
+        self.0.borrow().has_begun
     }
 
-    /// Since when there was no request; nothing while there is one.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        self.with(|state| (state.in_flight == 0).then_some(state.idle_since))
+    /// Returns when there was a first request.
+    pub(super) async fn begun(&self) {
+        // It ends with an error only after its sender, which this is.
+        let _ = self.0.subscribe().wait_for(|state| state.has_begun).await;
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Returns when there has been no request for this long.
+    pub(super) async fn idle_for(&self, time: Duration) {
+        loop {
+            let State {
+                in_flight,
+                idle_since,
+                ..
+            } = *self.0.borrow();
+            let end = idle_since + time;
+            match in_flight {
+                0 if Instant::now() >= end => return,
+                0 => sleep_until(end).await,
+                _ => {
+                    let mut changes = self.0.subscribe();
+                    let _ = changes.wait_for(|state| state.in_flight == 0).await;
+                }
+            }
+        }
     }
 }
 
@@ -55,7 +76,7 @@ pub(super) struct InFlight(Activity);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.with(|state| {
+        self.0.0.send_modify(|state| {
             state.in_flight = state.in_flight.saturating_sub(1);
             state.idle_since = Instant::now();
         });
@@ -65,18 +86,37 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_from_its_start_and_from_its_last_requests_end() {
         let activity = Activity::default();
         let start = Instant::now();
-        assert_eq!(activity.idle_since(), Some(start));
+        activity.idle_for(MINUTE).await;
+        assert_eq!(start.elapsed(), MINUTE);
+
         let (first, second) = (activity.start(), activity.start());
-        tokio::time::advance(Duration::from_secs(1)).await;
+        let waiting = activity.clone();
+        let idle = tokio::spawn(async move { waiting.idle_for(MINUTE).await });
+        tokio::time::sleep(10 * MINUTE).await;
         drop(first);
-        assert_eq!(activity.idle_since(), None);
+        tokio::time::sleep(10 * MINUTE).await;
+        assert!(!idle.is_finished(), "a request is in flight");
         drop(second);
-        assert_eq!(activity.idle_since(), Some(start + Duration::from_secs(1)));
+        let ended = Instant::now();
+        idle.await.unwrap();
+        assert_eq!(ended.elapsed(), MINUTE);
+    }
+
+    #[tokio::test]
+    async fn a_first_request_is_noticed_by_whoever_waits_for_it() {
+        let activity = Activity::default();
+        let waiting = activity.clone();
+        let begun = tokio::spawn(async move { waiting.begun().await });
+        assert!(!activity.has_begun());
+        drop(activity.start());
+        begun.await.unwrap();
+        assert!(activity.has_begun());
     }
 }
