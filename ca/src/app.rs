@@ -1,0 +1,180 @@
+//! The wiring, and nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Condition;
+use bulkhead_runtime::{drain, http_server};
+use tokio::net::TcpListener;
+
+use crate::authenticate::Authenticate;
+use crate::authenticate::jwks::JwksVerifier;
+use crate::authenticate::token_review::TokenReviewer;
+use crate::config::{AuthenticationSource, Config, StoreLocation};
+use crate::issuer::Issuer;
+use crate::issuer::self_signed::SelfSigned;
+use crate::metrics::Metrics;
+use crate::server;
+use crate::service::CaService;
+use crate::serving::ServingTls;
+use crate::store::Store;
+use crate::store::directory::Directory;
+use crate::store::secret::SecretStore;
+
+/// What a CA is given from outside.
+#[derive(Clone, Default)]
+pub struct Dependencies {
+    pub clock: Clock,
+    pub monitoring: Monitoring,
+    /// The API server, where the settings ask for it.
+    pub kube: Option<kube::Client>,
+}
+
+/// A running CA.
+pub struct App {
+    address: SocketAddr,
+    monitoring_address: SocketAddr,
+    issuer: Arc<dyn Issuer>,
+    ready: Condition,
+    trigger: drain::Trigger,
+}
+
+impl App {
+    /// Starts everything; once this returns, calls are answered.
+    pub async fn start(config: Config, given: Dependencies) -> anyhow::Result<Self> {
+        let Dependencies {
+            clock,
+            monitoring,
+            kube,
+        } = given;
+        let (trigger, drain) = drain::channel();
+        let ready = monitoring.readiness.condition("serving");
+        let metrics = Metrics::new(&monitoring);
+
+        let listener = server::bind(config.listen)
+            .with_context(|| format!("binding the CSR service to {} failed", config.listen))?;
+        let address = listener.local_addr()?;
+        let monitoring_listener = TcpListener::bind(config.monitoring_listen)
+            .await
+            .with_context(|| format!("binding {} failed", config.monitoring_listen))?;
+        let monitoring_address = monitoring_listener.local_addr()?;
+        tokio::spawn(http_server::serve(
+            monitoring_listener,
+            move |request, _| std::future::ready(monitoring.answer_or_not_found(&request)),
+            drain.clone(),
+        ));
+
+        let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
+        let issuer = Arc::new(
+            SelfSigned::open(
+                store(&config, kube)?,
+                config.trust_domain.clone(),
+                config.lifetimes,
+                clock.clone(),
+                metrics.clone(),
+            )
+            .await?,
+        );
+        tokio::spawn(Arc::clone(&issuer).run(drain.clone()));
+        let issuer: Arc<dyn Issuer> = issuer;
+
+        let tls = Arc::new(
+            ServingTls::open(
+                Arc::clone(&issuer),
+                config.server_names,
+                clock.clone(),
+                metrics.clone(),
+            )
+            .await?,
+        );
+        tokio::spawn(Arc::clone(&tls).run(drain.clone()));
+        let service = CaService {
+            authenticator,
+            issuer: Arc::clone(&issuer),
+            lifetimes: config.lifetimes,
+            clock,
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(server::serve(listener, tls, service, metrics, drain));
+        ready.set(true);
+        tracing::info!(
+            %address,
+            monitoring = %monitoring_address,
+            trust_domain = %config.trust_domain,
+            store = %config.store,
+            "the CA serves"
+        );
+        Ok(Self {
+            address,
+            monitoring_address,
+            issuer,
+            ready,
+            trigger,
+        })
+    }
+
+    /// Where the CSR service listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics`, `/ready` and `/live` are.
+    pub fn monitoring_address(&self) -> SocketAddr {
+        self.monitoring_address
+    }
+
+    /// What workloads are to trust, now.
+    pub fn trust_bundle(&self) -> TrustBundle {
+        self.issuer.trust_bundle()
+    }
+
+    /// Takes no more work and finishes what is in hand, within `deadline`.
+    pub async fn drain(self, deadline: Duration) -> drain::Outcome {
+        self.ready.set(false);
+        self.trigger.drain(deadline).await
+    }
+}
+
+async fn authenticator(
+    config: &Config,
+    clock: &Clock,
+    kube: Option<kube::Client>,
+    drain: &drain::Watch,
+) -> anyhow::Result<Arc<dyn Authenticate>> {
+    let (trust_domain, rules) = (config.trust_domain.clone(), config.tokens.clone());
+    match &config.authentication {
+        AuthenticationSource::Kubernetes => {
+            let client = kube.context(NO_API_SERVER)?;
+            Ok(Arc::new(TokenReviewer::new(client, trust_domain, rules)))
+        }
+        AuthenticationSource::Jwks { path, issuer } => {
+            let verifier = JwksVerifier::open(
+                path.clone(),
+                issuer.clone(),
+                trust_domain,
+                rules,
+                clock.clone(),
+            );
+            let verifier = Arc::new(verifier.await?);
+            tokio::spawn(Arc::clone(&verifier).follow_file(drain.clone()));
+            Ok(verifier)
+        }
+    }
+}
+
+fn store(config: &Config, kube: Option<kube::Client>) -> anyhow::Result<Box<dyn Store>> {
+    Ok(match &config.store {
+        StoreLocation::Directory(path) => Box::new(Directory::open(path.clone())?),
+        StoreLocation::Secret { namespace, name } => {
+            let client = kube.context(NO_API_SERVER)?;
+            Box::new(SecretStore::new(client, namespace, name.clone()))
+        }
+    })
+}
+
+const NO_API_SERVER: &str = "the settings name the API server, and there is no connection to one";

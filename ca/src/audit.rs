@@ -1,0 +1,134 @@
+//! A record of each call: who asked, from where, for what, and what came of it.
+//!
+//! Records are log lines on a target of their own, which no log level turns off.
+//! They hold no token and no key, so that they may be kept and shown.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::rand;
+use bulkhead_pki::svid::SvidChain;
+
+use crate::authenticate::Caller;
+use crate::metrics::Metrics;
+use crate::service::Refusal;
+
+/// The target of the records, for filters.
+pub const TARGET: &str = "bulkhead_ca::audit";
+
+/// The record of one call, written when the call ends; however it ends.
+pub struct Record {
+    id: RequestId,
+    from: Option<SocketAddr>,
+    caller: Option<Caller>,
+    began: Instant,
+    metrics: Metrics,
+    written: bool,
+}
+
+/// Names a call, in the log and to the caller, who may ask about it.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestId(u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl Record {
+    pub fn begin(from: Option<SocketAddr>, metrics: Metrics) -> Self {
+        let mut id = [0; 8];
+        // Without randomness there is no signing either; the name of the call
+        // is then the least of all worries.
+        let _ = rand::fill(&mut id);
+        Self {
+            id: RequestId(u64::from_ne_bytes(id)),
+            from,
+            caller: None,
+            began: Instant::now(),
+            metrics,
+            written: false,
+        }
+    }
+
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Notes who it is, once that is known.
+    pub fn caller(&mut self, caller: &Caller) {
+        self.caller = Some(caller.clone());
+    }
+
+    pub fn issued(mut self, svid: &SvidChain) {
+        self.written = true;
+        self.metrics.issued.inc();
+        let seconds = |time: SystemTime| {
+            let since = time.duration_since(UNIX_EPOCH);
+            since.unwrap_or_default().as_secs()
+        };
+        tracing::info!(
+            target: TARGET,
+            outcome = "issued",
+            request = %self.id,
+            from = self.from.map(tracing::field::display),
+            caller = self.caller_id(),
+            pod = self.pod(),
+            authenticated_by = self.caller.as_ref().map(Caller::source),
+            identity = svid.id().as_str(),
+            serial = svid.serial(),
+            not_before = seconds(svid.not_before()),
+            not_after = seconds(svid.not_after()),
+            "a certificate was issued"
+        );
+    }
+
+    pub fn refused(mut self, refusal: &Refusal) {
+        self.written = true;
+        self.metrics.refused(refusal.reason());
+        tracing::info!(
+            target: TARGET,
+            outcome = "refused",
+            request = %self.id,
+            from = self.from.map(tracing::field::display),
+            caller = self.caller_id(),
+            pod = self.pod(),
+            authenticated_by = self.caller.as_ref().map(Caller::source),
+            reason = refusal.reason(),
+            detail = %refusal,
+            "a certificate was refused"
+        );
+    }
+
+    fn caller_id(&self) -> Option<&str> {
+        self.caller.as_ref().map(|caller| caller.id().as_str())
+    }
+
+    fn pod(&self) -> Option<&str> {
+        let pod = self.caller.as_ref()?.pod()?;
+        Some(&pod.name)
+    }
+}
+
+impl Drop for Record {
+    /// A call that was cut short, by its caller or by its deadline, has a record
+    /// too.
+    fn drop(&mut self) {
+        self.metrics.call_took(self.began.elapsed());
+        if self.written {
+            return;
+        }
+        self.metrics.refused("abandoned");
+        tracing::info!(
+            target: TARGET,
+            outcome = "abandoned",
+            request = %self.id,
+            from = self.from.map(tracing::field::display),
+            caller = self.caller_id(),
+            pod = self.pod(),
+            "a call ended before its answer: its caller went away, or it took too long"
+        );
+    }
+}

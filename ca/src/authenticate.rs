@@ -1,0 +1,257 @@
+//! Who is calling: a bearer token becomes a [`Caller`], or a reason why not.
+//!
+//! Two sources say whether a token is good, behind one trait: the API server
+//! ([`token_review`]), and a file with the keys of a token issuer ([`jwks`]) for
+//! meshes without a cluster. [`local_issuer`] is such an issuer.
+
+use bulkhead_core::identity::{IdentityError, SpiffeId, TrustDomain};
+use serde::{Deserialize, Serialize};
+use tonic::metadata::MetadataMap;
+
+pub mod jwks;
+pub mod local_issuer;
+pub mod token_review;
+
+/// The longest token that is looked at, in bytes. Those of Kubernetes take about
+/// 1,100.
+const MAX_TOKEN_LENGTH: usize = 8 * 1024;
+
+/// What usernames of ServiceAccounts begin with.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// Decides whose token it is.
+#[tonic::async_trait]
+pub trait Authenticate: Send + Sync + 'static {
+    async fn authenticate(&self, token: &str) -> Result<Caller, AuthenticationError>;
+}
+
+/// A workload that proved who it is. Only authentication makes one.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    id: SpiffeId,
+    pod: Option<Pod>,
+    source: &'static str,
+}
+
+/// The pod that a token is bound to.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+}
+
+impl Caller {
+    /// The one way to become a caller: by the username of a ServiceAccount.
+    fn service_account(
+        trust_domain: &TrustDomain,
+        username: &str,
+        pod: Option<Pod>,
+        pod_required: bool,
+        source: &'static str,
+    ) -> Result<Self, AuthenticationError> {
+        let (namespace, name) = username
+            .strip_prefix(SERVICE_ACCOUNT)
+            .and_then(|rest| rest.split_once(':'))
+            .filter(|(namespace, name)| {
+                !namespace.is_empty() && !name.is_empty() && !name.contains(':')
+            })
+            .ok_or(AuthenticationError::NotAServiceAccount)?;
+        if pod_required && pod.is_none() {
+            return Err(AuthenticationError::NoPod);
+        }
+        Ok(Self {
+            id: SpiffeId::workload(trust_domain, namespace, name)?,
+            pod,
+            source,
+        })
+    }
+
+    /// The identity that the caller may have, and no other.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    pub fn pod(&self) -> Option<&Pod> {
+        self.pod.as_ref()
+    }
+
+    /// What vouched for the token: `token-review` or `jwks`.
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+}
+
+/// The token of a call, from its one `authorization` header (RFC 6750, 2.1).
+pub fn bearer_token(metadata: &MetadataMap) -> Result<&str, AuthenticationError> {
+    let mut headers = metadata.get_all("authorization").iter();
+    let header = headers.next().ok_or(AuthenticationError::NoToken)?;
+    if headers.next().is_some() {
+        return Err(AuthenticationError::TwoTokens);
+    }
+    let (scheme, token) = header
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .ok_or(AuthenticationError::NotBearer)?;
+    let token = token.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(AuthenticationError::NotBearer);
+    }
+    if token.len() > MAX_TOKEN_LENGTH {
+        return Err(AuthenticationError::TokenTooLong);
+    }
+    Ok(token)
+}
+
+/// Why nobody is calling. The texts are for the log: the caller learns nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthenticationError {
+    #[error("the call has no authorization header")]
+    NoToken,
+    #[error("the call has more than one authorization header")]
+    TwoTokens,
+    #[error("the authorization header is not of the form: Bearer TOKEN")]
+    NotBearer,
+    #[error("the token is longer than {MAX_TOKEN_LENGTH} bytes")]
+    TokenTooLong,
+    #[error("the token is not one that its issuer signed: {0}")]
+    Signature(jsonwebtoken::errors::Error),
+    #[error("the token's claims cannot be read: {0}")]
+    Claims(&'static str),
+    #[error("the token is of issuer {0:?}")]
+    Issuer(String),
+    #[error("the token is for another audience than this CA")]
+    Audience,
+    #[error("the token expired at {0} (seconds since 1970)")]
+    Expired(u64),
+    #[error("the token is valid only from {0} (seconds since 1970): do the clocks differ?")]
+    NotYetValid(u64),
+    #[error("the token is bound to no pod")]
+    NoPod,
+    #[error("the token is not that of a ServiceAccount")]
+    NotAServiceAccount,
+    #[error("the ServiceAccount has no identity: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("the API server rejected the token: {0}")]
+    Rejected(String),
+    #[error("asking the API server about the token failed: {0}")]
+    Review(#[source] Box<kube::Error>),
+    #[error("the API server did not answer a TokenReview in time")]
+    ReviewTimeout,
+}
+
+impl AuthenticationError {
+    /// A stable word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoToken => "token_missing",
+            Self::TwoTokens | Self::NotBearer | Self::TokenTooLong | Self::Claims(_) => {
+                "token_malformed"
+            }
+            Self::Signature(_) => "token_signature",
+            Self::Issuer(_) => "token_issuer",
+            Self::Audience => "token_audience",
+            Self::Expired(_) => "token_expired",
+            Self::NotYetValid(_) => "token_not_yet_valid",
+            Self::NoPod => "token_without_pod",
+            Self::NotAServiceAccount | Self::Identity(_) => "not_a_service_account",
+            Self::Rejected(_) => "token_rejected",
+            Self::Review(_) | Self::ReviewTimeout => "token_review_failed",
+        }
+    }
+
+    /// Whether the token may be good, and nobody could tell: the caller should
+    /// come again.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Review(_) | Self::ReviewTimeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::sidecar::default_trust_domain;
+
+    fn caller(username: &str, pod: Option<Pod>) -> Result<Caller, AuthenticationError> {
+        Caller::service_account(&default_trust_domain(), username, pod, true, "test")
+    }
+
+    fn pod() -> Option<Pod> {
+        Some(Pod {
+            name: "cart-0".into(),
+            uid: "1".into(),
+        })
+    }
+
+    #[test]
+    fn a_service_account_is_a_workload() {
+        let caller = caller("system:serviceaccount:shop:cart.v1", pod()).unwrap();
+        assert_eq!(
+            caller.id().as_str(),
+            "spiffe://cluster.local/ns/shop/sa/cart.v1"
+        );
+        assert_eq!(caller.pod(), pod().as_ref());
+    }
+
+    #[test]
+    fn whoever_is_not_a_service_account_is_nobody() {
+        for username in [
+            "",
+            "admin",
+            "system:node:worker",
+            "system:serviceaccount",
+            "system:serviceaccount:",
+            "system:serviceaccount:shop",
+            "system:serviceaccount:shop:",
+            "system:serviceaccount::cart",
+            "system:serviceaccount:shop:cart:admin",
+            "system:serviceaccount:shop/sa/admin:cart",
+            "system:serviceaccount:shop:../../kube-system/sa/admin",
+            "system:serviceaccount:shop:c%61rt",
+            "System:ServiceAccount:shop:cart",
+        ] {
+            assert!(caller(username, pod()).is_err(), "{username:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_bound_to_no_pod_is_refused_unless_the_rules_allow_it() {
+        let name = "system:serviceaccount:shop:cart";
+        assert!(matches!(
+            caller(name, None),
+            Err(AuthenticationError::NoPod)
+        ));
+        let domain = default_trust_domain();
+        assert!(Caller::service_account(&domain, name, None, false, "test").is_ok());
+    }
+
+    #[test]
+    fn a_call_has_one_bearer_token() {
+        let metadata = |headers: &[&str]| {
+            let mut metadata = MetadataMap::new();
+            for header in headers {
+                metadata.append("authorization", header.parse().unwrap());
+            }
+            metadata
+        };
+        for header in ["Bearer abc", "bearer abc", "BEARER  abc "] {
+            assert_eq!(bearer_token(&metadata(&[header])).unwrap(), "abc");
+        }
+        for headers in [
+            &[][..],
+            &[""],
+            &["abc"],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic abc"],
+            &["Bearer abc", "Bearer abc"],
+        ] {
+            assert!(bearer_token(&metadata(headers)).is_err(), "{headers:?}");
+        }
+        let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LENGTH + 1));
+        assert!(matches!(
+            bearer_token(&metadata(&[&long])),
+            Err(AuthenticationError::TokenTooLong)
+        ));
+    }
+}

@@ -1,0 +1,204 @@
+//! Tokens of Kubernetes, judged by the API server.
+//!
+//! Each token is reviewed each time. The API server knows whether the pod that
+//! the token is bound to still exists; an answer that was kept would not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bulkhead_core::identity::TrustDomain;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::Api;
+use kube::api::PostParams;
+use tokio::sync::Semaphore;
+
+use super::{Authenticate, AuthenticationError, Caller, Pod};
+use crate::config::TokenRules;
+
+/// How long the API server may take. A client's own deadline is ten seconds or
+/// more, so that there is time for an answer that says so.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many reviews run at once. More would not be faster, and would take the
+/// API server from everybody else when a whole cluster starts.
+const MAX_IN_FLIGHT: usize = 32;
+
+/// What every ServiceAccount is a member of.
+const GROUP: &str = "system:serviceaccounts";
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+
+/// Asks the API server about each token.
+pub struct TokenReviewer {
+    reviews: Api<TokenReview>,
+    trust_domain: TrustDomain,
+    rules: TokenRules,
+    places: Semaphore,
+}
+
+impl TokenReviewer {
+    pub fn new(client: kube::Client, trust_domain: TrustDomain, rules: TokenRules) -> Self {
+        Self {
+            reviews: Api::all(client),
+            trust_domain,
+            rules,
+            places: Semaphore::new(MAX_IN_FLIGHT),
+        }
+    }
+
+    async fn review(&self, token: &str) -> Result<TokenReviewStatus, AuthenticationError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: Some(vec![self.rules.audience.clone()]),
+            },
+            ..TokenReview::default()
+        };
+        let asked = async {
+            let _place = self.places.acquire().await;
+            self.reviews.create(&PostParams::default(), &review).await
+        };
+        // When the caller goes away this future is dropped, and the request to
+        // the API server with it.
+        let answer = tokio::time::timeout(DEADLINE, asked)
+            .await
+            .map_err(|_| AuthenticationError::ReviewTimeout)?
+            .map_err(|error| AuthenticationError::Review(Box::new(error)))?;
+        Ok(answer.status.unwrap_or_default())
+    }
+}
+
+#[tonic::async_trait]
+impl Authenticate for TokenReviewer {
+    async fn authenticate(&self, token: &str) -> Result<Caller, AuthenticationError> {
+        let status = self.review(token).await?;
+        judge(status, &self.trust_domain, &self.rules)
+    }
+}
+
+/// What the API server's answer means.
+fn judge(
+    status: TokenReviewStatus,
+    trust_domain: &TrustDomain,
+    rules: &TokenRules,
+) -> Result<Caller, AuthenticationError> {
+    if let Some(error) = status.error.filter(|error| !error.is_empty()) {
+        return Err(AuthenticationError::Rejected(error));
+    }
+    if status.authenticated != Some(true) {
+        let error = "not authenticated".to_owned();
+        return Err(AuthenticationError::Rejected(error));
+    }
+    // An API server that knows nothing of audiences leaves them out; then the
+    // token was checked against none (TokenReview's documentation).
+    let audiences = status.audiences.unwrap_or_default();
+    if !audiences.contains(&rules.audience) {
+        return Err(AuthenticationError::Audience);
+    }
+    let user = status.user.unwrap_or_default();
+    let groups = user.groups.unwrap_or_default();
+    if !groups.iter().any(|group| group == GROUP) {
+        return Err(AuthenticationError::NotAServiceAccount);
+    }
+    let pod = pod(&user.extra.unwrap_or_default());
+    Caller::service_account(
+        trust_domain,
+        &user.username.unwrap_or_default(),
+        pod,
+        !rules.allow_without_pod,
+        "token-review",
+    )
+}
+
+fn pod(extra: &BTreeMap<String, Vec<String>>) -> Option<Pod> {
+    let only = |key| match extra.get(key)?.as_slice() {
+        [value] if !value.is_empty() => Some(value.clone()),
+        _ => None,
+    };
+    Some(Pod {
+        name: only(POD_NAME)?,
+        uid: only(POD_UID)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::sidecar::default_trust_domain;
+    use k8s_openapi::api::authentication::v1::UserInfo;
+
+    fn status(change: impl FnOnce(&mut TokenReviewStatus)) -> Result<Caller, AuthenticationError> {
+        let one = |text: &str| vec![text.to_owned()];
+        let mut status = TokenReviewStatus {
+            authenticated: Some(true),
+            audiences: Some(one("bulkhead-ca")),
+            error: None,
+            user: Some(UserInfo {
+                username: Some("system:serviceaccount:shop:cart".into()),
+                groups: Some(one(GROUP)),
+                extra: Some(
+                    [
+                        (POD_NAME.to_owned(), one("cart-0")),
+                        (POD_UID.to_owned(), one("1")),
+                    ]
+                    .into(),
+                ),
+                uid: None,
+            }),
+        };
+        change(&mut status);
+        let rules = TokenRules {
+            audience: "bulkhead-ca".into(),
+            allow_without_pod: false,
+        };
+        judge(status, &default_trust_domain(), &rules)
+    }
+
+    fn reason(change: impl FnOnce(&mut TokenReviewStatus)) -> &'static str {
+        status(change).unwrap_err().reason()
+    }
+
+    #[test]
+    fn a_reviewed_token_of_a_pod_is_a_caller() {
+        let caller = status(|_| {}).unwrap();
+        assert_eq!(
+            caller.id().as_str(),
+            "spiffe://cluster.local/ns/shop/sa/cart"
+        );
+        assert_eq!(caller.pod().unwrap().name, "cart-0");
+    }
+
+    #[test]
+    fn anything_less_is_refused_with_the_reason() {
+        assert_eq!(
+            reason(|status| status.error = Some("token expired".into())),
+            "token_rejected"
+        );
+        for authenticated in [None, Some(false)] {
+            assert_eq!(
+                reason(|status| status.authenticated = authenticated),
+                "token_rejected"
+            );
+        }
+        for audiences in [None, Some(vec![]), Some(vec!["istio-ca".to_owned()])] {
+            assert_eq!(
+                reason(|status| status.audiences = audiences),
+                "token_audience"
+            );
+        }
+        assert_eq!(reason(|status| status.user = None), "not_a_service_account");
+        assert_eq!(
+            reason(|status| status.user.as_mut().unwrap().groups = None),
+            "not_a_service_account"
+        );
+        assert_eq!(
+            reason(|status| status.user.as_mut().unwrap().username = Some("admin".into())),
+            "not_a_service_account"
+        );
+        assert_eq!(
+            reason(|status| status.user.as_mut().unwrap().extra = None),
+            "token_without_pod"
+        );
+    }
+}

@@ -1,0 +1,352 @@
+//! The settings, read once from the environment.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bulkhead_core::identity::TrustDomain;
+use bulkhead_core::settings::{Settings, SettingsError};
+use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE, default_trust_domain};
+use bulkhead_core::{duration, ports};
+use bulkhead_pki::serving::ServerName;
+
+/// The names of the variables.
+pub mod name {
+    pub const TRUST_DOMAIN: &str = "BULKHEAD_CA_TRUST_DOMAIN";
+    pub const LISTEN: &str = "BULKHEAD_CA_LISTEN";
+    pub const MONITORING_LISTEN: &str = "BULKHEAD_CA_MONITORING_LISTEN";
+    pub const SERVER_NAMES: &str = "BULKHEAD_CA_SERVER_NAMES";
+    pub const STORE: &str = "BULKHEAD_CA_STORE";
+    pub const AUTHENTICATION: &str = "BULKHEAD_CA_AUTHENTICATION";
+    pub const TOKEN_ISSUER: &str = "BULKHEAD_CA_TOKEN_ISSUER";
+    pub const TOKEN_AUDIENCE: &str = "BULKHEAD_CA_TOKEN_AUDIENCE";
+    pub const ALLOW_TOKENS_WITHOUT_POD: &str = "BULKHEAD_CA_ALLOW_TOKENS_WITHOUT_POD";
+    pub const DEFAULT_LIFETIME: &str = "BULKHEAD_CA_DEFAULT_LIFETIME";
+    pub const MAX_LIFETIME: &str = "BULKHEAD_CA_MAX_LIFETIME";
+    pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
+    pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
+    pub const DRAIN_DURATION: &str = "BULKHEAD_CA_DRAIN_DURATION";
+    pub const LOG_LEVEL: &str = "BULKHEAD_CA_LOG_LEVEL";
+    pub const LOG_FORMAT: &str = "BULKHEAD_CA_LOG_FORMAT";
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The shortest certificate worth issuing: validity is back-dated by two
+/// minutes, and clocks differ.
+const MIN_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Everything that a CA is told when it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub trust_domain: TrustDomain,
+    /// The CSR service.
+    pub listen: SocketAddr,
+    /// `/metrics`, `/ready` and `/live`.
+    pub monitoring_listen: SocketAddr,
+    /// The names that clients know this server by.
+    pub server_names: Vec<ServerName>,
+    pub store: StoreLocation,
+    pub authentication: AuthenticationSource,
+    pub tokens: TokenRules,
+    pub lifetimes: Lifetimes,
+    /// How long calls in hand may take after SIGTERM.
+    pub drain_duration: Duration,
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+/// What a token must say besides whose it is.
+#[derive(Clone, Debug)]
+pub struct TokenRules {
+    /// The audience that it must be bound to.
+    pub audience: String,
+    /// Whether it may be bound to no pod. Such a token lives on when the pod
+    /// that it was stolen from is gone.
+    pub allow_without_pod: bool,
+}
+
+/// How long certificates are valid.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// For a caller without a wish.
+    pub default: Duration,
+    /// Whatever a caller wishes.
+    pub max: Duration,
+    pub root: Duration,
+    pub intermediate: Duration,
+}
+
+/// Where root and intermediate are kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum StoreLocation {
+    /// `directory:PATH`
+    Directory(PathBuf),
+    /// `secret:NAMESPACE/NAME`
+    Secret { namespace: String, name: String },
+}
+
+impl FromStr for StoreLocation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some(("directory", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            Some(("secret", location)) => match location.split_once('/') {
+                Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                    Ok(Self::Secret {
+                        namespace: namespace.to_owned(),
+                        name: name.to_owned(),
+                    })
+                }
+                _ => Err(format!("{location:?} is not of the form NAMESPACE/NAME")),
+            },
+            _ => Err(format!(
+                "{text:?} is neither directory:PATH nor secret:NAMESPACE/NAME"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "directory:{}", path.display()),
+            Self::Secret { namespace, name } => write!(f, "secret:{namespace}/{name}"),
+        }
+    }
+}
+
+/// Who says whether a token is good.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AuthenticationSource {
+    /// `kubernetes`: the API server, by TokenReview.
+    Kubernetes,
+    /// `jwks:PATH`: the keys of a token issuer, in a file.
+    Jwks {
+        path: PathBuf,
+        /// What the tokens must say their issuer is.
+        issuer: String,
+    },
+}
+
+impl Config {
+    /// The settings of a CA about which nobody said anything, except where it
+    /// keeps its keys and whom it believes.
+    pub fn new(store: StoreLocation, authentication: AuthenticationSource) -> Self {
+        let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        Self {
+            trust_domain: default_trust_domain(),
+            listen: SocketAddr::new(everywhere, ports::CONTROL_PLANE),
+            monitoring_listen: SocketAddr::new(everywhere, ports::MONITORING),
+            server_names: [
+                "bulkhead-ca.bulkhead-system.svc",
+                "bulkhead-ca.bulkhead-system.svc.cluster.local",
+            ]
+            .map(|name| ServerName::Dns(name.to_owned()))
+            .into(),
+            store,
+            authentication,
+            tokens: TokenRules {
+                audience: TOKEN_AUDIENCE.to_owned(),
+                allow_without_pod: false,
+            },
+            lifetimes: Lifetimes {
+                default: DAY,
+                max: DAY,
+                root: 3650 * DAY,
+                intermediate: 365 * DAY,
+            },
+            drain_duration: Duration::from_secs(30),
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Json,
+        }
+    }
+
+    /// Whether there is anything to ask the API server.
+    pub fn needs_api_server(&self) -> bool {
+        self.authentication == AuthenticationSource::Kubernetes
+            || matches!(self.store, StoreLocation::Secret { .. })
+    }
+
+    /// Reads the process's environment; every error at once.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the environment"
+    )]
+    pub fn from_process_env() -> Result<Self, SettingsError> {
+        Self::from_env(&|name| std::env::var(name).ok())
+    }
+
+    /// Reads variables from wherever `lookup` finds them.
+    pub fn from_env(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+        let settings = Settings::new(lookup);
+        let store = settings.or(
+            name::STORE,
+            StoreLocation::Secret {
+                namespace: "bulkhead-system".to_owned(),
+                name: "bulkhead-ca".to_owned(),
+            },
+        );
+        let default = Self::new(store, read_authentication(&settings));
+        let read_duration =
+            |name, default| settings.parsed(name, duration::parse).unwrap_or(default);
+        let lifetimes = Lifetimes {
+            default: read_duration(name::DEFAULT_LIFETIME, default.lifetimes.default),
+            max: read_duration(name::MAX_LIFETIME, default.lifetimes.max),
+            root: read_duration(name::ROOT_LIFETIME, default.lifetimes.root),
+            intermediate: read_duration(
+                name::INTERMEDIATE_LIFETIME,
+                default.lifetimes.intermediate,
+            ),
+        };
+        check_lifetimes(&settings, &lifetimes);
+        let config = Self {
+            trust_domain: settings.or(name::TRUST_DOMAIN, default.trust_domain),
+            listen: settings.or(name::LISTEN, default.listen),
+            monitoring_listen: settings.or(name::MONITORING_LISTEN, default.monitoring_listen),
+            server_names: settings
+                .parsed(name::SERVER_NAMES, read_names)
+                .unwrap_or(default.server_names),
+            tokens: TokenRules {
+                audience: settings.or(name::TOKEN_AUDIENCE, default.tokens.audience),
+                allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
+            },
+            lifetimes,
+            drain_duration: read_duration(name::DRAIN_DURATION, default.drain_duration),
+            log_level: settings.or(name::LOG_LEVEL, default.log_level),
+            log_format: settings.or(name::LOG_FORMAT, default.log_format),
+            store: default.store,
+            authentication: default.authentication,
+        };
+        settings.finish(config)
+    }
+}
+
+fn read_authentication(settings: &Settings<'_>) -> AuthenticationSource {
+    match settings.text(name::AUTHENTICATION).as_deref() {
+        None | Some("kubernetes") => AuthenticationSource::Kubernetes,
+        Some(text) => match text.strip_prefix("jwks:") {
+            Some(path) if !path.is_empty() => AuthenticationSource::Jwks {
+                path: path.into(),
+                issuer: settings.required(name::TOKEN_ISSUER),
+            },
+            _ => {
+                settings.reject(
+                    name::AUTHENTICATION,
+                    &format!("is not usable: {text:?} is neither kubernetes nor jwks:PATH"),
+                );
+                AuthenticationSource::Kubernetes
+            }
+        },
+    }
+}
+
+fn check_lifetimes(settings: &Settings<'_>, lifetimes: &Lifetimes) {
+    for (name, lifetime, limit, of) in [
+        (
+            name::DEFAULT_LIFETIME,
+            lifetimes.default,
+            lifetimes.max,
+            name::MAX_LIFETIME,
+        ),
+        (
+            name::MAX_LIFETIME,
+            lifetimes.max,
+            lifetimes.intermediate,
+            name::INTERMEDIATE_LIFETIME,
+        ),
+        (
+            name::INTERMEDIATE_LIFETIME,
+            lifetimes.intermediate,
+            lifetimes.root,
+            name::ROOT_LIFETIME,
+        ),
+    ] {
+        if lifetime > limit {
+            settings.reject(name, &format!("must not be longer than {of}"));
+        }
+        if lifetime < MIN_LIFETIME {
+            settings.reject(name, "must be one minute at least");
+        }
+    }
+    // Certificates write years in four digits (RFC 5280, 4.1.2.5).
+    if lifetimes.root > 24 * 365 * 100 * HOUR {
+        settings.reject(name::ROOT_LIFETIME, "must be a hundred years at most");
+    }
+}
+
+/// `a.svc,127.0.0.1`
+fn read_names(text: &str) -> Result<Vec<ServerName>, String> {
+    text.split(',')
+        .map(|name| ServerName::parse(name.trim()).map_err(|error| error.to_string()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, SettingsError> {
+        let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+        Config::from_env(&|name| variables.get(name).map(|text| (*text).to_owned()))
+    }
+
+    #[test]
+    fn in_a_cluster_nothing_need_be_said() {
+        let config = read(&[]).unwrap();
+        assert_eq!(
+            config.store.to_string(),
+            "secret:bulkhead-system/bulkhead-ca"
+        );
+        assert_eq!(config.authentication, AuthenticationSource::Kubernetes);
+        assert_eq!(config.listen.port(), 15012);
+        assert_eq!(config.tokens.audience, "bulkhead-ca");
+        assert!(!config.tokens.allow_without_pod);
+        assert_eq!(config.lifetimes.max, DAY);
+    }
+
+    #[test]
+    fn outside_a_cluster_a_directory_and_a_key_file_are_enough() {
+        let config = read(&[
+            (name::STORE, "directory:/var/lib/bulkhead-ca"),
+            (name::AUTHENTICATION, "jwks:/etc/jwks.json"),
+            (name::TOKEN_ISSUER, "https://issuer"),
+            (name::SERVER_NAMES, "ca.example.org, 192.0.2.1"),
+        ])
+        .unwrap();
+        assert_eq!(config.store.to_string(), "directory:/var/lib/bulkhead-ca");
+        assert_eq!(
+            config.authentication,
+            AuthenticationSource::Jwks {
+                path: "/etc/jwks.json".into(),
+                issuer: "https://issuer".into()
+            }
+        );
+        assert_eq!(config.server_names.len(), 2);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let SettingsError(errors) = read(&[
+            (name::STORE, "s3:bucket"),
+            (name::AUTHENTICATION, "none"),
+            (name::SERVER_NAMES, "a b"),
+            (name::MAX_LIFETIME, "30s"),
+            (name::ROOT_LIFETIME, "1h"),
+        ])
+        .unwrap_err();
+        // The default lifetime exceeds the maximum, and the intermediate's the
+        // root's, besides what is wrong by itself.
+        assert_eq!(errors.len(), 6, "{errors:#?}");
+    }
+
+    #[test]
+    fn a_key_file_without_the_issuers_name_is_a_mistake() {
+        assert!(read(&[(name::AUTHENTICATION, "jwks:/etc/jwks.json")]).is_err());
+    }
+}

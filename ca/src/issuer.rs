@@ -1,0 +1,65 @@
+//! What signs. Each way of signing is one file below and one line in
+//! [`crate::app`]; whatever it is, it issues what was vetted and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_pki::authority::AuthorityError;
+use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::serving::{ServerName, ServingCertificate, ServingError};
+use bulkhead_pki::svid::SvidChain;
+use bulkhead_proto::ca::CertificateAnswer;
+
+use crate::vet::VettedCsr;
+
+pub mod self_signed;
+
+/// Signs for workloads, and for this server itself.
+#[tonic::async_trait]
+pub trait Issuer: Send + Sync + 'static {
+    /// Issues the vetted identity for the vetted key. The certificate may be
+    /// valid for less than `lifetime`, never for more.
+    async fn issue(&self, csr: &VettedCsr, lifetime: Duration) -> Result<Issued, IssueError>;
+
+    /// Issues a certificate that clients with the mesh's roots verify by name.
+    async fn issue_serving(
+        &self,
+        names: &[ServerName],
+        lifetime: Duration,
+    ) -> Result<ServingCertificate, IssueError>;
+
+    /// What workloads are to trust.
+    fn trust_bundle(&self) -> TrustBundle;
+}
+
+/// What a caller gets.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    pub svid: SvidChain,
+    /// The certificates above the leaf, in PEM, which are the same for many.
+    pub intermediates_pem: Arc<[String]>,
+    /// All trust roots in PEM.
+    pub roots_pem: Arc<str>,
+}
+
+impl Issued {
+    /// In the form and order of the wire: leaf, intermediates, roots.
+    pub fn to_answer(&self) -> CertificateAnswer {
+        let leaf = self.svid.leaf().to_pem();
+        CertificateAnswer {
+            chain: std::iter::once(leaf)
+                .chain(self.intermediates_pem.iter().cloned())
+                .collect(),
+            roots: self.roots_pem.as_ref().to_owned(),
+        }
+    }
+}
+
+/// Why nothing was issued. The caller did nothing wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    #[error("issuing failed: {0}")]
+    Authority(#[from] AuthorityError),
+    #[error("issuing this server's own certificate failed: {0}")]
+    Serving(#[from] ServingError),
+}

@@ -1,0 +1,120 @@
+//! `bulkhead-ca`: the certificate authority, and a token issuer for meshes
+//! without a cluster.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bulkhead_ca::app::{App, Dependencies};
+use bulkhead_ca::authenticate::Pod;
+use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
+use bulkhead_ca::config::Config;
+use bulkhead_core::duration;
+use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE};
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::log;
+use bulkhead_runtime::shutdown::Signals;
+use clap::{Args, Parser, Subcommand};
+
+/// Issues certificates to workloads; its settings are in the environment
+/// (BULKHEAD_CA_*).
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Signs a token for a workload outside Kubernetes, and prints it.
+    Token(TokenArguments),
+}
+
+#[derive(Args)]
+struct TokenArguments {
+    /// Where the issuer's key is kept; made at first use. Give the file
+    /// jwks.json in it to the CA (BULKHEAD_CA_AUTHENTICATION=jwks:FILE).
+    #[arg(long)]
+    directory: PathBuf,
+    /// What the token says its issuer is (BULKHEAD_CA_TOKEN_ISSUER).
+    #[arg(long)]
+    issuer: String,
+    #[arg(long)]
+    namespace: String,
+    #[arg(long)]
+    service_account: String,
+    /// The machine or process that will hold the token.
+    #[arg(long)]
+    instance: String,
+    #[arg(long, default_value = TOKEN_AUDIENCE)]
+    audience: String,
+    /// How long the token is good, such as 1h.
+    #[arg(long, default_value = "1h", value_parser = duration::parse)]
+    lifetime: Duration,
+}
+
+fn main() -> anyhow::Result<()> {
+    match CommandLine::parse().command {
+        Some(Command::Token(arguments)) => token(arguments),
+        None => serve(),
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
+    let config = Config::from_process_env()?;
+    let format = match config.log_format {
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::Format::Text,
+    };
+    // Audit records are not for the log level to turn off.
+    let filter = format!("{},{}=info", config.log_level, bulkhead_ca::audit::TARGET);
+    log::init(&filter, format)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
+    let kube =
+        if config.needs_api_server() {
+            let client = kube::Client::try_default().await;
+            Some(client.context(
+                "finding the API server failed: is this a pod, or is there a kubeconfig?",
+            )?)
+        } else {
+            None
+        };
+    let drain_duration = config.drain_duration;
+    let given = Dependencies {
+        kube,
+        ..Dependencies::default()
+    };
+    let app = App::start(config, given).await?;
+    let signal = signals.next().await;
+    tracing::info!(signal, "finishing the calls in hand");
+    tokio::select! {
+        outcome = app.drain(drain_duration) => tracing::info!(?outcome, "the CA ends"),
+        signal = signals.next() => tracing::warn!(signal, "the CA ends at once"),
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the token is this command's output")]
+fn token(arguments: TokenArguments) -> anyhow::Result<()> {
+    let issuer = LocalIssuer::open(&arguments.directory, &arguments.issuer)?;
+    let request = TokenRequest {
+        namespace: arguments.namespace,
+        service_account: arguments.service_account,
+        pod: Some(Pod {
+            uid: arguments.instance.clone(),
+            name: arguments.instance,
+        }),
+        audience: arguments.audience,
+        lifetime: arguments.lifetime,
+    };
+    println!("{}", issuer.mint(&request, Clock::system().now())?);
+    Ok(())
+}

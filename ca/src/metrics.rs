@@ -1,0 +1,101 @@
+//! What the CA counts. Labels have few values, all of them ours.
+
+use std::time::{Duration, SystemTime};
+
+use bulkhead_runtime::monitoring::Monitoring;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+/// Cheap to clone; all clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub issued: Counter,
+    refused: Family<ReasonLabel, Counter>,
+    call_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
+    expiry: Family<CertificateLabel, Gauge>,
+    pub connections: Gauge,
+    pub handshake_failures: Counter,
+    pub store_failures: Counter,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct CertificateLabel {
+    certificate: &'static str,
+}
+
+impl Metrics {
+    pub fn new(monitoring: &Monitoring) -> Self {
+        let metrics = Self::default();
+        let Self {
+            issued,
+            refused,
+            call_seconds,
+            expiry,
+            connections,
+            handshake_failures,
+            store_failures,
+        } = metrics.clone();
+        monitoring.register(|registry| {
+            registry.register(
+                "bulkhead_ca_certificates_issued",
+                "Certificates issued to workloads",
+                issued,
+            );
+            registry.register(
+                "bulkhead_ca_requests_refused",
+                "Calls that ended without a certificate, by reason",
+                refused,
+            );
+            registry.register(
+                "bulkhead_ca_call_seconds",
+                "Time spent in calls; divide by the number of calls",
+                call_seconds,
+            );
+            registry.register(
+                "bulkhead_ca_certificate_expiry_timestamp_seconds",
+                "When the CA's own certificates expire, in seconds since 1970",
+                expiry,
+            );
+            registry.register(
+                "bulkhead_ca_connections",
+                "Connections of clients that are open now",
+                connections,
+            );
+            registry.register(
+                "bulkhead_ca_tls_handshake_failures",
+                "Connections that ended before TLS was agreed on",
+                handshake_failures,
+            );
+            registry.register(
+                "bulkhead_ca_store_failures",
+                "Failed attempts to read or renew the CA's own certificates",
+                store_failures,
+            );
+        });
+        metrics
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub fn call_took(&self, time: Duration) {
+        self.call_seconds.inc_by(time.as_secs_f64());
+    }
+
+    /// Notes when one of the CA's own certificates expires.
+    pub fn expires(&self, certificate: &'static str, not_after: SystemTime) {
+        let since = not_after.duration_since(SystemTime::UNIX_EPOCH);
+        let seconds = i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX);
+        self.expiry
+            .get_or_create(&CertificateLabel { certificate })
+            .set(seconds);
+    }
+}

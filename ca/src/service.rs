@@ -1,0 +1,146 @@
+//! The call: authenticate, vet, issue, check, answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bulkhead_pki::csr::{CsrError, ParsedCsr};
+use bulkhead_proto::ca::{CertificateRequest, IstioCertificateService};
+use bulkhead_proto::generated::{IstioCertificateRequest, IstioCertificateResponse};
+use bulkhead_runtime::clock::Clock;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+use crate::audit::{Record, RequestId};
+use crate::authenticate::{Authenticate, AuthenticationError, bearer_token};
+use crate::config::Lifetimes;
+use crate::issuer::{IssueError, Issued, Issuer};
+use crate::metrics::Metrics;
+use crate::vet::{VetError, VettedCsr, vet};
+
+/// The client's address, which the server puts beside each request.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientAddress(pub SocketAddr);
+
+/// The CSR service.
+pub struct CaService {
+    pub authenticator: Arc<dyn Authenticate>,
+    pub issuer: Arc<dyn Issuer>,
+    pub lifetimes: Lifetimes,
+    pub clock: Clock,
+    pub metrics: Metrics,
+}
+
+impl CaService {
+    /// The call as one paragraph.
+    async fn certify(
+        &self,
+        metadata: &MetadataMap,
+        request: CertificateRequest,
+        record: &mut Record,
+    ) -> Result<Issued, Refusal> {
+        let token = bearer_token(metadata)?;
+        let caller = self.authenticator.authenticate(token).await?;
+        record.caller(&caller);
+        let csr = ParsedCsr::from_pem(&request.csr)?;
+        let vetted = vet(&caller, &csr, request.on_behalf_of.as_deref())?;
+        let wish = request.lifetime.unwrap_or(self.lifetimes.default);
+        let issued = self
+            .issuer
+            .issue(&vetted, wish.min(self.lifetimes.max))
+            .await?;
+        self.check(&issued, &vetted)?;
+        Ok(issued)
+    }
+
+    /// Whatever the issuer is, and whatever became of it: what leaves here is
+    /// for the caller, for its key, and for no longer than allowed.
+    fn check(&self, issued: &Issued, vetted: &VettedCsr) -> Result<(), Refusal> {
+        let svid = &issued.svid;
+        let remaining = svid.not_after().duration_since(self.clock.now());
+        let as_vetted = svid.id() == vetted.id()
+            && svid.is_for(vetted.public_key())
+            && remaining.is_ok_and(|remaining| remaining <= self.lifetimes.max);
+        as_vetted.then_some(()).ok_or(Refusal::NotAsVetted)
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CaService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let from = extensions.get().map(|ClientAddress(address)| *address);
+        let mut record = Record::begin(from, self.metrics.clone());
+        match self.certify(&metadata, message.into(), &mut record).await {
+            Ok(issued) => {
+                record.issued(&issued.svid);
+                Ok(Response::new(issued.to_answer().into()))
+            }
+            Err(refusal) => {
+                let status = refusal.to_status(record.id());
+                record.refused(&refusal);
+                Err(status)
+            }
+        }
+    }
+}
+
+/// Why a call ends without a certificate. Complete in the log, opaque to the
+/// caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    Vet(#[from] VetError),
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    #[error("what was issued is not what was vetted; nothing was given out")]
+    NotAsVetted,
+}
+
+impl Refusal {
+    /// A stable word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Authentication(error) => error.reason(),
+            Self::Csr(error) => csr_reason(error),
+            Self::Vet(error) => error.reason(),
+            Self::Issue(_) => "issuer_failed",
+            Self::NotAsVetted => "issued_not_as_vetted",
+        }
+    }
+
+    /// Clients tell by the code whether to come again, and learn nothing else
+    /// but the name under which the log has the rest.
+    fn to_status(&self, request: RequestId) -> Status {
+        let code = match self {
+            Self::Authentication(error) if error.is_temporary() => Code::Unavailable,
+            Self::Authentication(_) => Code::Unauthenticated,
+            Self::Csr(_) => Code::InvalidArgument,
+            Self::Vet(_) => Code::PermissionDenied,
+            Self::Issue(_) => Code::Unavailable,
+            Self::NotAsVetted => Code::Internal,
+        };
+        Status::new(
+            code,
+            format!("no certificate was issued; the CA's log has the reason, request {request}"),
+        )
+    }
+}
+
+fn csr_reason(error: &CsrError) -> &'static str {
+    match error {
+        CsrError::Pem(_) | CsrError::NotOneRequest | CsrError::Malformed => "csr_malformed",
+        CsrError::Key(_) => "csr_key",
+        CsrError::SignatureAlgorithm | CsrError::Signature => "csr_signature",
+        CsrError::CertificateAuthority | CsrError::KeyUsage => "csr_asks_for_ca",
+        CsrError::ExtendedKeyUsage | CsrError::Extension(_) | CsrError::Attribute(_) => {
+            "csr_extension"
+        }
+    }
+}

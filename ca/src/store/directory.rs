@@ -1,0 +1,345 @@
+//! The files in a directory that only the CA may read.
+//!
+//! ```text
+//! <directory>/             0700
+//!   current -> version-3   swapped by one rename
+//!   version-3/             0700
+//!     root.crt root.key intermediate.crt intermediate.key roots.pem   0600
+//!   roots.pem              0644, a copy for whoever hands out trust
+//!   lock                   held while reading (shared) or writing
+//! ```
+//!
+//! Everything is on disk before `current` points to it: after a crash the
+//! directory holds the old version or the new one, whole.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::{Files, ROOTS, Store, StoreError, Stored, Version, Written};
+
+const CURRENT: &str = "current";
+const LOCK: &str = "lock";
+const VERSION: &str = "version-";
+
+const PRIVATE_DIRECTORY: u32 = 0o700;
+const PRIVATE_FILE: u32 = 0o600;
+const PUBLIC_FILE: u32 = 0o644;
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Keeps the files in a directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Uses a directory, which is made where it is missing and must be closed to
+    /// everybody else.
+    pub fn open(path: PathBuf) -> Result<Self, StoreError> {
+        let directory = Self { path };
+        make_directory(&directory.path)
+            .or_else(|error| match error.kind() {
+                ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(error),
+            })
+            .map_err(at(&directory.path))?;
+        refuse_loose_permissions(&directory.path, PRIVATE_DIRECTORY)?;
+        Ok(directory)
+    }
+
+    fn load_now(&self) -> Result<Option<Stored>, StoreError> {
+        refuse_loose_permissions(&self.path, PRIVATE_DIRECTORY)?;
+        let lock = self.lock_file()?;
+        lock.lock_shared().map_err(at(&self.path.join(LOCK)))?;
+        let Some(version) = self.current()? else {
+            return Ok(None);
+        };
+        let directory = self.path.join(&version.0);
+        refuse_loose_permissions(&directory, PRIVATE_DIRECTORY)?;
+        let mut files = Files::new();
+        for entry in std::fs::read_dir(&directory).map_err(at(&directory))? {
+            let path = entry.map_err(at(&directory))?.path();
+            refuse_loose_permissions(&path, PRIVATE_FILE)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            files.insert(name.into_owned(), read(&path)?);
+        }
+        Ok(Some(Stored { files, version }))
+    }
+
+    fn write_now(&self, files: &Files, previous: Option<&Version>) -> Result<Written, StoreError> {
+        let lock = self.lock_file()?;
+        lock.lock().map_err(at(&self.path.join(LOCK)))?;
+        let current = self.current()?;
+        if current.as_ref() != previous {
+            return Ok(Written::Overtaken);
+        }
+        let next = next_version(current.as_ref());
+        let directory = self.path.join(&next.0);
+        // What a crash left behind was never current.
+        remove_if_there(&directory, |path| std::fs::remove_dir_all(path))?;
+        make_directory(&directory).map_err(at(&directory))?;
+        for (name, text) in files {
+            let path = directory.join(name);
+            write_new(&path, text.as_bytes(), PRIVATE_FILE).map_err(at(&path))?;
+        }
+        sync_directory(&directory)?;
+        self.switch_to(&next)?;
+        if let Some(roots) = files.get(ROOTS) {
+            self.publish_roots(roots)?;
+        }
+        sync_directory(&self.path)?;
+        if let Some(current) = current {
+            let old = self.path.join(&current.0);
+            std::fs::remove_dir_all(&old).map_err(at(&old))?;
+        }
+        Ok(Written::Done)
+    }
+
+    /// Lets `current` point to a version, in one step.
+    fn switch_to(&self, version: &Version) -> Result<(), StoreError> {
+        let link = self.path.join(CURRENT);
+        let unfinished = self.path.join(format!("{CURRENT}.new"));
+        remove_if_there(&unfinished, |path| std::fs::remove_file(path))?;
+        symlink(&version.0, &unfinished).map_err(at(&unfinished))?;
+        std::fs::rename(&unfinished, &link).map_err(at(&link))
+    }
+
+    /// The roots are no secret; this copy is for whoever installs them.
+    fn publish_roots(&self, roots: &str) -> Result<(), StoreError> {
+        let path = self.path.join(ROOTS);
+        let unfinished = self.path.join(format!("{ROOTS}.new"));
+        remove_if_there(&unfinished, |path| std::fs::remove_file(path))?;
+        write_new(&unfinished, roots.as_bytes(), PUBLIC_FILE).map_err(at(&unfinished))?;
+        std::fs::rename(&unfinished, &path).map_err(at(&path))
+    }
+
+    fn current(&self) -> Result<Option<Version>, StoreError> {
+        let link = self.path.join(CURRENT);
+        match std::fs::read_link(&link) {
+            Ok(target) => Ok(Some(Version(target.to_string_lossy().into_owned()))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(at(&link)(error)),
+        }
+    }
+
+    fn lock_file(&self) -> Result<File, StoreError> {
+        let path = self.path.join(LOCK);
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(PRIVATE_FILE)
+            .open(&path)
+            .map_err(at(&path))
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Directory {
+    async fn load(&self) -> Result<Option<Stored>, StoreError> {
+        let directory = self.clone();
+        off_the_runtime(move || directory.load_now()).await
+    }
+
+    async fn write(
+        &self,
+        files: &Files,
+        previous: Option<&Version>,
+    ) -> Result<Written, StoreError> {
+        let (directory, files, previous) = (self.clone(), files.clone(), previous.cloned());
+        off_the_runtime(move || directory.write_now(&files, previous.as_ref())).await
+    }
+}
+
+/// Locks and disks may take their time; calls must not wait for them.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn next_version(current: Option<&Version>) -> Version {
+    let number: u64 = current
+        .and_then(|version| version.0.strip_prefix(VERSION)?.parse().ok())
+        .unwrap_or(0);
+    Version(format!("{VERSION}{}", number.saturating_add(1)))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(PRIVATE_DIRECTORY).create(path)
+}
+
+fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    // The process's umask may have taken bits away.
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, StoreError> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))
+        .map_err(at(path))?;
+    Ok(text)
+}
+
+/// A name in a directory is on disk once the directory is.
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at(path))
+}
+
+fn remove_if_there(
+    path: &Path,
+    remove: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    match remove(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_loose_permissions(path: &Path, wanted: u32) -> Result<(), StoreError> {
+    let metadata = std::fs::metadata(path).map_err(at(path))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & !wanted == 0 {
+        return Ok(());
+    }
+    Err(StoreError::Permissions {
+        path: path.to_owned(),
+        mode,
+        wanted,
+    })
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::Directory { path, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(root: &str) -> Files {
+        [
+            ("root.key".to_owned(), Zeroizing::new(root.to_owned())),
+            (ROOTS.to_owned(), Zeroizing::new("roots".to_owned())),
+        ]
+        .into()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_closed_to_others() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        assert!(directory.load_now().unwrap().is_none());
+        assert_eq!(
+            directory.write_now(&files("one"), None).unwrap(),
+            Written::Done
+        );
+        let stored = directory.load_now().unwrap().unwrap();
+        assert_eq!(stored.files, files("one"));
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(&path.join("current/root.key")), 0o600);
+        assert_eq!(mode(&path.join(ROOTS)), 0o644);
+    }
+
+    #[test]
+    fn a_writer_that_was_overtaken_changes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::open(place.path().join("ca")).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        assert_eq!(
+            directory.write_now(&files("other"), None).unwrap(),
+            Written::Overtaken
+        );
+        let first = directory.load_now().unwrap().unwrap().version;
+        directory.write_now(&files("two"), Some(&first)).unwrap();
+        assert_eq!(
+            directory.write_now(&files("other"), Some(&first)).unwrap(),
+            Written::Overtaken
+        );
+        let stored = directory.load_now().unwrap().unwrap();
+        assert_eq!(stored.files, files("two"));
+    }
+
+    #[test]
+    fn old_keys_do_not_stay_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        let first = directory.load_now().unwrap().unwrap().version;
+        directory.write_now(&files("two"), Some(&first)).unwrap();
+        assert!(!path.join(&first.0).exists());
+        let mut names: Vec<_> = std::fs::read_dir(&path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["current", "lock", "roots.pem", "version-2"]);
+    }
+
+    #[test]
+    fn a_crash_in_the_middle_of_a_write_leaves_the_old_version_and_no_hindrance() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        let first = directory.load_now().unwrap().unwrap().version;
+        // As far as a write gets before it points to what it wrote.
+        make_directory(&path.join("version-2")).unwrap();
+        write_new(&path.join("version-2/root.key"), b"half", 0o600).unwrap();
+        symlink("version-2", path.join("current.new")).unwrap();
+        write_new(&path.join("roots.pem.new"), b"half", 0o644).unwrap();
+        assert_eq!(directory.load_now().unwrap().unwrap().files, files("one"));
+        directory.write_now(&files("two"), Some(&first)).unwrap();
+        assert_eq!(directory.load_now().unwrap().unwrap().files, files("two"));
+    }
+
+    #[test]
+    fn loose_permissions_are_refused_and_named() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        for (loose, mode) in [
+            (path.join("current/root.key"), 0o640),
+            (path.join("current"), 0o755),
+            (path.clone(), 0o750),
+        ] {
+            let good = std::fs::metadata(&loose).unwrap().permissions();
+            std::fs::set_permissions(&loose, Permissions::from_mode(mode)).unwrap();
+            let error = directory.load_now().unwrap_err();
+            assert!(
+                matches!(&error, StoreError::Permissions { mode: found, .. } if *found == mode),
+                "{error}"
+            );
+            std::fs::set_permissions(&loose, good).unwrap();
+        }
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        assert!(Directory::open(path).is_err());
+    }
+}
