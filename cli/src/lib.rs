@@ -1,1 +1,27 @@
+//! The `bulkhead` command: how people meet Bulkhead from a terminal.
+//!
+//! ```text
+//!  main ──▶ Cli (clap) ──▶ commands/<name>.rs ──▶ stdout: the result · stderr: what was done
+//! ```
+//!
+//! - [`commands`]: one file per command; each has its arguments and a `run`.
+//! - [`manifest`]: streams of YAML or JSON documents, edited one by one.
 
+use clap::Parser;
+
+pub mod commands;
+pub mod manifest;
+
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+impl Cli {
+    /// Does what was asked. An error is for the person who asked, whole.
+    pub fn run(self) -> anyhow::Result<()> {
+        self.command.run()
+    }
+}
