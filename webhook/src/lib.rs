@@ -18,7 +18,7 @@
 //! - [`config`]: what the process is told.
 //! - [`app`]: which parts run.
 //! - `server`: HTTPS, and the limits that hold against anybody.
-//! - `review`: AdmissionReview on the wire.
+//! - [`review`]: AdmissionReview on the wire.
 //! - `admission`: one review, from its bytes to its answer.
 //! - [`namespaces`]: what is known of the pods' namespaces.
 //! - [`registration`]: for which pods the API server calls us.
@@ -45,6 +45,6 @@ mod events;
 mod metrics;
 pub mod namespaces;
 pub mod registration;
-mod review;
+pub mod review;
 mod server;
 pub mod serving_certificate;

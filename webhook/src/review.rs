@@ -19,43 +19,43 @@ const KIND: &str = "AdmissionReview";
 /// What the API server asks.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Request<'a> {
+pub struct Request<'a> {
     #[serde(borrow, default)]
-    pub(crate) uid: Cow<'a, str>,
+    pub uid: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(crate) kind: Kind<'a>,
+    pub kind: Kind<'a>,
     #[serde(borrow, default)]
-    pub(crate) resource: Resource<'a>,
+    pub resource: Resource<'a>,
     #[serde(borrow, default)]
-    pub(crate) sub_resource: Option<Cow<'a, str>>,
+    pub sub_resource: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(crate) namespace: Option<Cow<'a, str>>,
+    pub namespace: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(crate) operation: Cow<'a, str>,
+    pub operation: Cow<'a, str>,
     #[serde(default)]
-    pub(crate) dry_run: Option<bool>,
+    pub dry_run: Option<bool>,
     #[serde(borrow, default)]
-    pub(crate) object: Option<&'a RawValue>,
+    pub object: Option<&'a RawValue>,
 }
 
 /// A group, version and kind.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Kind<'a> {
+pub struct Kind<'a> {
     #[serde(borrow, default)]
-    pub(crate) group: Cow<'a, str>,
+    pub group: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(crate) version: Cow<'a, str>,
+    pub version: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(crate) kind: Cow<'a, str>,
+    pub kind: Cow<'a, str>,
 }
 
 /// A group and resource.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Resource<'a> {
+pub struct Resource<'a> {
     #[serde(borrow, default)]
-    pub(crate) group: Cow<'a, str>,
+    pub group: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(crate) resource: Cow<'a, str>,
+    pub resource: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
     /// # Errors
     /// Whatever leaves no uid to answer to, or makes the review one of another
     /// API: these can only be answered in HTTP.
-    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
         let envelope: Envelope<'a> =
             serde_json::from_slice(body).map_err(|error| ReviewError::Json(error.to_string()))?;
         if envelope.api_version != API_VERSION || envelope.kind != KIND {
@@ -99,7 +99,7 @@ pub(crate) fn shown(text: &str) -> String {
 
 /// Why a body is not a review that can be answered.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReviewError {
+pub enum ReviewError {
     #[error("the body is not an AdmissionReview in JSON: {0}")]
     Json(String),
     #[error(
