@@ -1,0 +1,17 @@
+//! The CA as its clients and operators meet it: real TLS, real gRPC, real files,
+//! and tokens of a real issuer.
+
+#[cfg(test)]
+mod audit;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod issuing;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod processes;
+#[cfg(test)]
+mod refusing;
+#[cfg(test)]
+mod support;
