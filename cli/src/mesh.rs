@@ -1,0 +1,211 @@
+//! A mesh in one process, on loopback: a real CA with its keys in a temporary
+//! directory, a token issuer that it believes, and as many real proxies as are
+//! asked for. The demo shows it; the tests try to break it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bulkhead_ca::app as ca;
+use bulkhead_ca::authenticate::Pod;
+use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
+use bulkhead_ca::config::{AuthenticationSource, Config as CaConfig, StoreLocation};
+use bulkhead_core::identity::TrustDomain;
+use bulkhead_core::sidecar::{
+    InboundListener, OutboundListener, SidecarConfig, TOKEN_AUDIENCE, default_trust_domain,
+};
+use bulkhead_pki::serving::ServerName;
+use bulkhead_proxy::app::{Dependencies, Proxy};
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::monitoring::Monitoring;
+use tempfile::TempDir;
+
+/// What the tokens of an embedded mesh say their issuer is.
+pub const TOKEN_ISSUER: &str = "https://issuer.bulkhead.local";
+
+/// How long the CA's calls in hand may take when it is stopped.
+const CA_DRAIN: Duration = Duration::from_secs(5);
+/// How long a proxy may take to get its first certificate.
+const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
+
+/// A CA and whatever proxies are started with it. Dropping it stops the CA and
+/// removes its directory.
+pub struct Mesh {
+    directory: TempDir,
+    issuer: LocalIssuer,
+    ca_config: CaConfig,
+    ca: Option<ca::App>,
+    clock: Clock,
+}
+
+impl Mesh {
+    /// Starts the CA.
+    pub async fn start() -> anyhow::Result<Self> {
+        let directory = TempDir::with_prefix("bulkhead-")
+            .context("making a temporary directory failed; is the disk full?")?;
+        let issuer = LocalIssuer::open(&directory.path().join("issuer"), TOKEN_ISSUER)?;
+        let mut ca_config = CaConfig::new(
+            StoreLocation::Directory(directory.path().join("ca")),
+            AuthenticationSource::Jwks {
+                path: issuer.jwks_path().to_owned(),
+                issuer: TOKEN_ISSUER.to_owned(),
+            },
+        );
+        ca_config.listen = on_loopback(0);
+        ca_config.monitoring_listen = on_loopback(0);
+        ca_config.server_names = vec![ServerName::Ip(on_loopback(0).ip())];
+        let mut mesh = Self {
+            directory,
+            issuer,
+            ca_config,
+            ca: None,
+            clock: Clock::system(),
+        };
+        mesh.start_ca().await?;
+        std::fs::write(mesh.roots_path(), mesh.roots()?)
+            .context("writing the trust roots failed")?;
+        Ok(mesh)
+    }
+
+    /// Starts the CA again, where it was and with the keys that it had.
+    pub async fn start_ca(&mut self) -> anyhow::Result<()> {
+        let given = ca::Dependencies {
+            clock: self.clock.clone(),
+            monitoring: Monitoring::default(),
+            kube: None,
+        };
+        let ca = ca::App::start(self.ca_config.clone(), given)
+            .await
+            .context("starting the CA failed")?;
+        self.ca_config.listen = ca.address();
+        self.ca_config.monitoring_listen = ca.monitoring_address();
+        self.ca = Some(ca);
+        Ok(())
+    }
+
+    /// Stops the CA, as SIGTERM would.
+    pub async fn stop_ca(&mut self) {
+        if let Some(ca) = self.ca.take() {
+            ca.drain(CA_DRAIN).await;
+        }
+    }
+
+    /// Where the CSR service listens, or did when it ran last.
+    pub fn ca_address(&self) -> SocketAddr {
+        self.ca_config.listen
+    }
+
+    /// Where the CA's metrics are.
+    pub fn ca_monitoring_address(&self) -> SocketAddr {
+        self.ca_config.monitoring_listen
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.ca_config.trust_domain
+    }
+
+    /// The trust roots as PEM.
+    pub fn roots(&self) -> anyhow::Result<String> {
+        let ca = self.ca.as_ref().context("the CA is not running")?;
+        Ok(ca.trust_bundle().to_pem())
+    }
+
+    /// A file with the roots that the CA's own certificate chains to.
+    pub fn roots_path(&self) -> PathBuf {
+        self.directory.path().join("roots.pem")
+    }
+
+    /// A token for a workload, as Kubernetes would have mounted it.
+    pub fn token(&self, namespace: &str, service_account: &str) -> anyhow::Result<String> {
+        let request = TokenRequest {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pod: Some(Pod {
+                name: format!("{service_account}-0"),
+                uid: format!("{namespace}-{service_account}"),
+            }),
+            audience: TOKEN_AUDIENCE.to_owned(),
+            lifetime: Duration::from_secs(3600),
+        };
+        Ok(self.issuer.mint(&request, self.clock.now())?)
+    }
+
+    /// The settings of a workload's proxy: every port is one that is free, and
+    /// the token lies in a file.
+    pub fn workload(
+        &self,
+        namespace: &str,
+        service_account: &str,
+    ) -> anyhow::Result<SidecarConfig> {
+        let token_path = self
+            .directory
+            .path()
+            .join(format!("{namespace}-{service_account}.token"));
+        std::fs::write(&token_path, self.token(namespace, service_account)?)
+            .context("writing a token failed")?;
+        let mut config = SidecarConfig::new(
+            default_trust_domain(),
+            namespace.to_owned(),
+            service_account.to_owned(),
+        );
+        config.workload = service_account.to_owned();
+        config.ca_address = self.ca_address().to_string();
+        config.ca_roots_path = self.roots_path().display().to_string();
+        config.token_path = token_path.display().to_string();
+        config.status_address = on_loopback(0);
+        config.admin_address = on_loopback(0);
+        config.inbound = Vec::new();
+        Ok(config)
+    }
+
+    /// Starts a proxy and waits for its first certificate.
+    pub async fn proxy(&self, config: SidecarConfig) -> anyhow::Result<Proxy> {
+        let dependencies = Dependencies {
+            clock: self.clock.clone(),
+            log_level: None,
+        };
+        let name = format!("{}/{}", config.namespace, config.service_account);
+        let proxy = Proxy::start(config, dependencies)
+            .with_context(|| format!("starting the proxy of {name} failed"))?;
+        tokio::time::timeout(FIRST_CERTIFICATE, proxy.latest.clone().first())
+            .await
+            .ok()
+            .flatten()
+            .with_context(|| format!("{name} got no certificate within {FIRST_CERTIFICATE:?}"))?;
+        Ok(proxy)
+    }
+}
+
+/// A listener on a free port, for an application at `forward`.
+pub fn inbound(forward: SocketAddr) -> InboundListener {
+    InboundListener {
+        listen: on_loopback(0),
+        forward: Some(forward),
+    }
+}
+
+/// An upstream whose endpoints are the first inbound listeners of these proxies.
+pub fn upstream(
+    mesh: &Mesh,
+    namespace: &str,
+    service_account: &str,
+    endpoints: &[SocketAddr],
+) -> anyhow::Result<OutboundListener> {
+    let identity = bulkhead_core::identity::SpiffeId::workload(
+        mesh.trust_domain(),
+        namespace,
+        service_account,
+    )?;
+    Ok(OutboundListener {
+        name: format!("{service_account}.{namespace}"),
+        listen: on_loopback(0),
+        addresses: endpoints.to_vec(),
+        identity,
+        protocol: bulkhead_core::protocol::Protocol::Auto,
+    })
+}
+
+fn on_loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
