@@ -30,9 +30,18 @@ impl Explain {
     }
 }
 
+/// The row of this name, which may lack what stands before its slash.
 pub(super) fn find(name: &str) -> anyhow::Result<&'static Annotation> {
-    let own = format!("{}{name}", annotation::PREFIX);
-    match annotation::find(name).or_else(|| annotation::find(&own)) {
+    let is_meant = |full: &str| {
+        full.rsplit_once('/')
+            .is_some_and(|(_, short)| short == name)
+    };
+    let by_short_name = || {
+        annotation::TABLE.iter().find(|row| {
+            is_meant(row.name) || row.compatible.iter().any(|other| is_meant(other.name))
+        })
+    };
+    match annotation::find(name).or_else(by_short_name) {
         Some(row) => Ok(row),
         None => match annotation::suggest(name) {
             Some(suggestion) => bail!(
