@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -102,10 +102,12 @@ impl ApiServer {
         self.directory.path().join("admin.kubeconfig")
     }
 
-    /// The private key of the ServiceAccount token issuer, PKCS #8 in PEM, for
-    /// tokens that the API server itself would not make.
-    pub fn service_account_key(&self) -> &str {
-        &self.credentials.service_account_key
+    /// A ServiceAccount token with other claims, signed with the API server's
+    /// own key: for tokens that it would not make.
+    pub fn resign(&self, token: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
+        self.credentials
+            .resign(token, change)
+            .expect("the token came from this API server")
     }
 
     /// The settings of a client that acts as the administrator.
@@ -124,6 +126,16 @@ impl ApiServer {
     pub async fn client(&self) -> kube::Client {
         kube::Client::try_from(self.config().await)
             .expect("the harness made these certificates itself")
+    }
+
+    /// A client that acts as whoever the token is of.
+    pub async fn client_with_token(&self, token: String) -> kube::Client {
+        let mut config = self.config().await;
+        config.auth_info = AuthInfo {
+            token: Some(token.into()),
+            ..AuthInfo::default()
+        };
+        kube::Client::try_from(config).expect("the harness made these certificates itself")
     }
 
     async fn ready(&mut self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What the tests are told by their environment.
+//! What the tests are told by their environment. `./scripts/test` says it.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,17 @@ use anyhow::{Context, Result, ensure};
 
 /// Names the directory that `tests/kubernetes/build` printed.
 const KUBERNETES: &str = "BULKHEAD_KUBERNETES";
+/// Names a Python that has the package `grpcio`.
+const PYTHON_WITH_GRPC: &str = "BULKHEAD_PYTHON_WITH_GRPC";
+/// Names the program `envoy`.
+const ENVOY: &str = "BULKHEAD_ENVOY";
 
 /// The directory with Kubernetes' programs, `kube-apiserver` among them.
 ///
 /// A test that needs them fails where they are absent. Skipped, it would look
 /// passed.
 pub(crate) fn kubernetes_programs() -> Result<PathBuf> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the config.rs of the tests"
-    )]
-    let directory = std::env::var_os(KUBERNETES).map(PathBuf::from);
-    let directory = directory.with_context(|| {
-        format!(
-            "{KUBERNETES} does not say where Kubernetes' programs are; \
-             `./scripts/test apiserver` builds them, sets it and runs these tests"
-        )
-    })?;
+    let directory = told(KUBERNETES, "apiserver")?;
     ensure!(
         directory.join("kube-apiserver").exists(),
         "{KUBERNETES} is {}, and there is no kube-apiserver in it; \
@@ -30,4 +24,36 @@ pub(crate) fn kubernetes_programs() -> Result<PathBuf> {
         directory.display()
     );
     Ok(directory)
+}
+
+/// A Python interpreter with gRPC's own implementation.
+pub fn python_with_grpc() -> Result<PathBuf> {
+    told(PYTHON_WITH_GRPC, "apiserver")
+}
+
+/// The program `envoy`.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let program = told(ENVOY, "envoy")?;
+    ensure!(
+        program.is_file(),
+        "{ENVOY} is {}, and there is no such program; \
+         `./scripts/test envoy` gets it, sets the variable and runs these tests",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// What a variable says, which this part of `./scripts/test` sets.
+fn told(variable: &str, part: &str) -> Result<PathBuf> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the config.rs of the tests"
+    )]
+    let value = std::env::var_os(variable);
+    value.map(PathBuf::from).with_context(|| {
+        format!(
+            "{variable} is not set; `./scripts/test {part}` gets what these tests need, \
+             sets it and runs them"
+        )
+    })
 }

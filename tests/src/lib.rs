@@ -1,10 +1,15 @@
 //! What the tests of the whole need: the real things around Bulkhead, started
 //! for a test and gone after it.
 //!
+//! - [`apps`]: applications to put behind proxies, and their clients.
 //! - [`api_server`]: a real Kubernetes API server.
 //! - [`namespace`]: a namespace in it for one test, with its pods,
 //!   ServiceAccounts and tokens.
+//! - [`config`]: what the tests are told by their environment.
+//! - [`balancer`]: one address for several replicas.
 
 pub mod api_server;
-mod config;
+pub mod apps;
+pub mod balancer;
+pub mod config;
 pub mod namespace;

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bulkhead_inject::PROXY_CONTAINER;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
+};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
@@ -25,8 +28,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes one with these labels and annotations, and waits until pods can be
-    /// made in it: they need its `default` ServiceAccount, which a controller
-    /// makes a moment after the namespace.
+    /// made in it.
     pub async fn create(
         client: &Client,
         labels: &[(&str, &str)],
@@ -34,9 +36,19 @@ impl Namespace {
     ) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        Self::create_named(client, &name, labels, annotations).await
+    }
+
+    /// As [`Namespace::create`], where the name matters.
+    pub async fn create_named(
+        client: &Client,
+        name: &str,
+        labels: &[(&str, &str)],
+        annotations: &[(&str, &str)],
+    ) -> Self {
         let object = NamespaceObject {
             metadata: ObjectMeta {
-                name: Some(name.clone()),
+                name: Some(name.to_owned()),
                 labels: Some(owned(labels)),
                 annotations: Some(owned(annotations)),
                 ..ObjectMeta::default()
@@ -47,11 +59,8 @@ impl Namespace {
             .create(&PostParams::default(), &object)
             .await
             .expect("the administrator may create namespaces");
-        let namespace = Self::existing(client, &name);
-        let exists = |account: Option<&ServiceAccount>| account.is_some();
-        await_condition(namespace.api(), "default", exists)
-            .await
-            .expect("the ServiceAccount controller makes `default`");
+        let namespace = Self::existing(client, name);
+        namespace.ready().await;
         namespace
     }
 
@@ -65,6 +74,15 @@ impl Namespace {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Waits until pods can be made here: they need the `default`
+    /// ServiceAccount, which a controller makes a moment after the namespace.
+    pub async fn ready(&self) {
+        let exists = |account: Option<&ServiceAccount>| account.is_some();
+        await_condition(self.api(), "default", exists)
+            .await
+            .expect("the ServiceAccount controller makes `default`");
     }
 
     /// The resources of one kind in this namespace.
@@ -92,8 +110,8 @@ impl Namespace {
             .expect("a pod that was never scheduled goes at once");
     }
 
-    /// Makes a ServiceAccount that may do what `rules` say, in every namespace.
-    pub async fn create_service_account(&self, name: &str, rules: Vec<PolicyRule>) {
+    /// Makes a ServiceAccount, which may do nothing yet.
+    pub async fn create_service_account(&self, name: &str) {
         let account = ServiceAccount {
             metadata: named(name),
             ..ServiceAccount::default()
@@ -102,38 +120,62 @@ impl Namespace {
             .create(&PostParams::default(), &account)
             .await
             .expect("the administrator may create ServiceAccounts");
-        if rules.is_empty() {
-            return;
-        }
-        let role_name = format!("{}-{name}", self.name);
+    }
+
+    /// Lets a ServiceAccount of this namespace do something in every namespace.
+    pub async fn grant_everywhere(&self, account: &str, rules: Vec<PolicyRule>) {
+        let name = format!("{}-{account}", self.name);
         let role = ClusterRole {
-            metadata: named(&role_name),
+            metadata: named(&name),
             rules: Some(rules),
             ..ClusterRole::default()
         };
         let binding = ClusterRoleBinding {
-            metadata: named(&role_name),
-            role_ref: RoleRef {
-                api_group: "rbac.authorization.k8s.io".to_owned(),
-                kind: "ClusterRole".to_owned(),
-                name: role_name.clone(),
-            },
-            subjects: Some(vec![Subject {
-                kind: "ServiceAccount".to_owned(),
-                name: name.to_owned(),
-                namespace: Some(self.name.clone()),
-                ..Subject::default()
-            }]),
+            metadata: named(&name),
+            role_ref: role_ref("ClusterRole", &name),
+            subjects: Some(vec![self.subject(account)]),
         };
         let parameters = PostParams::default();
-        Api::all(self.client.clone())
-            .create(&parameters, &role)
-            .await
-            .expect("the administrator may create roles");
-        Api::all(self.client.clone())
+        let roles: Api<ClusterRole> = Api::all(self.client.clone());
+        let bindings: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+        let may_grant = "the administrator may grant";
+        roles.create(&parameters, &role).await.expect(may_grant);
+        bindings
             .create(&parameters, &binding)
             .await
-            .expect("the administrator may bind roles");
+            .expect(may_grant);
+    }
+
+    /// Lets a ServiceAccount of this namespace do something in it.
+    pub async fn grant_here(&self, account: &str, rules: Vec<PolicyRule>) {
+        let role = Role {
+            metadata: named(account),
+            rules: Some(rules),
+        };
+        let binding = RoleBinding {
+            metadata: named(account),
+            role_ref: role_ref("Role", account),
+            subjects: Some(vec![self.subject(account)]),
+        };
+        let parameters = PostParams::default();
+        let may_grant = "the administrator may grant";
+        self.api()
+            .create(&parameters, &role)
+            .await
+            .expect(may_grant);
+        self.api()
+            .create(&parameters, &binding)
+            .await
+            .expect(may_grant);
+    }
+
+    fn subject(&self, account: &str) -> Subject {
+        Subject {
+            kind: "ServiceAccount".to_owned(),
+            name: account.to_owned(),
+            namespace: Some(self.name.clone()),
+            ..Subject::default()
+        }
     }
 
     /// A token of a ServiceAccount from the TokenRequest API: for `audience`
@@ -164,19 +206,73 @@ impl Namespace {
     }
 }
 
-/// A pod as a person would write it, with one container of `image`, labels and
-/// annotations. `spec` is laid over its own.
-pub fn pod(name: &str, spec: Value) -> Pod {
-    let mut manifest = json!({
+/// Whether a pod carries the sidecar, as a native sidecar or as a container.
+pub fn is_injected(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref().expect("a stored pod has a spec");
+    let init = spec.init_containers.iter().flatten();
+    init.chain(&spec.containers)
+        .any(|container| container.name == PROXY_CONTAINER)
+}
+
+/// A pod with one container, as a person would write it.
+pub fn a_pod(name: &str) -> PodBuilder {
+    PodBuilder(json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": {}, "annotations": {}},
         "spec": {"containers": [{"name": "app", "image": "registry.example/app:1"}]},
-    });
-    if let (Value::Object(own), Value::Object(over)) = (&mut manifest["spec"], spec) {
-        own.extend(over);
+    }))
+}
+
+/// See [`a_pod`].
+pub struct PodBuilder(Value);
+
+impl PodBuilder {
+    pub fn labels(self, labels: &[(&str, &str)]) -> Self {
+        self.over("/metadata/labels", json!(owned(labels)))
     }
-    serde_json::from_value(manifest).expect("the test wrote a pod")
+
+    pub fn annotations(self, annotations: &[(&str, &str)]) -> Self {
+        self.over("/metadata/annotations", json!(owned(annotations)))
+    }
+
+    /// Fields of the spec, over those that are there.
+    pub fn spec(self, fields: Value) -> Self {
+        self.over("/spec", fields)
+    }
+
+    pub fn build(self) -> Pod {
+        serde_json::from_value(self.0).expect("the test wrote a pod")
+    }
+
+    fn over(mut self, path: &str, fields: Value) -> Self {
+        let own = self.0.pointer_mut(path).and_then(Value::as_object_mut);
+        let own = own.expect("the builder made this object");
+        if let Value::Object(fields) = fields {
+            own.extend(fields);
+        }
+        self
+    }
+}
+
+/// A rule of a role. Without names, all resources of the kind are meant.
+pub fn may(verbs: &[&str], group: &str, resource: &str, names: &[&str]) -> PolicyRule {
+    let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
+    PolicyRule {
+        api_groups: Some(list(&[group])),
+        resources: Some(list(&[resource])),
+        resource_names: Some(list(names)).filter(|names: &Vec<_>| !names.is_empty()),
+        verbs: list(verbs),
+        ..PolicyRule::default()
+    }
+}
+
+fn role_ref(kind: &str, name: &str) -> RoleRef {
+    RoleRef {
+        api_group: "rbac.authorization.k8s.io".to_owned(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 fn named(name: &str) -> ObjectMeta {

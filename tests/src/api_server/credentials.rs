@@ -7,20 +7,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64_URL};
+use jsonwebtoken::EncodingKey;
 use kube::config::Kubeconfig;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What the harness keeps of the credentials that it wrote for the programs.
 pub(super) struct Credentials {
     /// A member of `system:masters`, who may do everything.
     pub(super) admin: Kubeconfig,
     /// PKCS #8 in PEM. Whoever holds it can make any ServiceAccount token.
-    pub(super) service_account_key: String,
+    service_account_key: String,
 }
 
 impl Credentials {
@@ -51,6 +52,16 @@ impl Credentials {
             admin,
             service_account_key,
         })
+    }
+
+    /// Changes the claims of a token and signs it again.
+    pub(super) fn resign(&self, token: &str, change: impl FnOnce(&mut Value)) -> Result<String> {
+        let header = jsonwebtoken::decode_header(token)?;
+        let claims = token.split('.').nth(1).context("a JWT has three parts")?;
+        let mut claims = serde_json::from_slice(&BASE64_URL.decode(claims)?)?;
+        change(&mut claims);
+        let key = EncodingKey::from_ec_pem(self.service_account_key.as_bytes())?;
+        Ok(jsonwebtoken::encode(&header, &claims, &key)?)
     }
 }
 

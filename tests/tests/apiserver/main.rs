@@ -1,0 +1,24 @@
+//! Bulkhead behind a real Kubernetes API server.
+//!
+//! `./scripts/test apiserver` builds Kubernetes' programs and runs these;
+//! `./scripts/test apiserver -- NAME` those whose name contains NAME.
+//!
+//! - [`cluster`]: an API server with the webhook in it.
+//! - [`decision`]: whether a pod is injected, row by row.
+//! - [`annotations`]: what people write, and what they are told.
+//! - [`workloads`]: Deployments, Jobs and their pods.
+//! - [`pod_security`]: what a namespace has to allow.
+//! - [`registration`]: what the API server is told of the webhook, and when the
+//!   webhook is away.
+//! - [`renewal`]: its certificate changes while pods are created.
+//! - [`certificate_authority`]: who gets a certificate, and who does not.
+
+mod annotations;
+mod certificate_authority;
+mod cluster;
+mod decision;
+mod pod_security;
+mod registration;
+mod renewal;
+mod stream;
+mod workloads;
