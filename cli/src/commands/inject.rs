@@ -157,7 +157,7 @@ impl<W: Write> Injector<W> {
             writeln!(self.report, "{reference}: left as it is (makes no pods)")?;
             return Ok(false);
         };
-        match bulkhead_inject::inject(pod, &namespace, &self.defaults) {
+        match bulkhead_inject::inject_in_place(pod, &namespace, &self.defaults) {
             Decision::Inject(injection) => {
                 let is_changed = !injection.patch.0.is_empty();
                 let what = if is_changed {
@@ -173,7 +173,6 @@ impl<W: Write> Injector<W> {
                 for warning in &injection.warnings {
                     writeln!(self.report, "{reference}: warning: {warning}")?;
                 }
-                *pod = injection.pod;
                 Ok(is_changed)
             }
             Decision::Skip(reason) => {

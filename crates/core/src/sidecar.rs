@@ -299,14 +299,11 @@ impl SidecarConfig {
             (name::NAMESPACE, self.namespace.clone()),
             (name::SERVICE_ACCOUNT, self.service_account.clone()),
         ];
-        let mut set = |name, value: String, default: String| {
-            if value != default {
-                env.push((name, value));
-            }
-        };
         macro_rules! each {
             ($($name:ident: $field:ident by $write:expr;)*) => {
-                $(set(name::$name, $write(&self.$field), $write(&default.$field));)*
+                $(if self.$field != default.$field {
+                    env.push((name::$name, $write(&self.$field)));
+                })*
             };
         }
         each! {

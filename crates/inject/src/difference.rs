@@ -12,103 +12,161 @@ use json_patch::PatchOperation;
 use json_patch::RemoveOperation;
 use json_patch::ReplaceOperation;
 use json_patch::jsonptr::PointerBuf;
-use json_patch::jsonptr::Token;
 use serde_json::Map;
 use serde_json::Value;
 
 /// The patch that makes `to` of `from`.
-pub(crate) fn difference(from: &Value, to: &Value) -> Patch {
+pub(crate) fn difference(from: &Value, to: Value) -> Patch {
     let mut writer = Writer {
-        path: PointerBuf::new(),
+        path: Vec::new(),
         operations: Vec::new(),
     };
     writer.compare(from, to);
     Patch(writer.operations)
 }
 
-struct Writer {
+struct Writer<'a> {
     /// Where in the document the comparison is.
-    path: PointerBuf,
+    path: Vec<Step<'a>>,
     operations: Vec<PatchOperation>,
 }
 
-impl Writer {
-    fn compare(&mut self, from: &Value, to: &Value) {
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Field(&'a str),
+    Place(usize),
+}
+
+impl<'a> Writer<'a> {
+    fn compare(&mut self, from: &'a Value, to: Value) {
         match (from, to) {
             (Value::Object(from), Value::Object(to)) => self.compare_objects(from, to),
-            (Value::Array(from), Value::Array(to)) if self.compare_named_lists(from, to) => {}
-            _ if from != to => self.replace(to.clone()),
+            (Value::Array(from), Value::Array(to)) => self.compare_lists(from, to),
+            (from, to) if *from != to => self.replace(to),
             _ => {}
         }
     }
 
-    fn compare_objects(&mut self, from: &Map<String, Value>, to: &Map<String, Value>) {
+    fn compare_objects(&mut self, from: &'a Map<String, Value>, to: Map<String, Value>) {
+        // Most objects have not changed, and none of their fields need be
+        // looked up.
+        if from.len() == to.len() && from.keys().eq(to.keys()) {
+            for ((field, present), (_, value)) in from.iter().zip(to) {
+                self.at(Step::Field(field), |writer| writer.compare(present, value));
+            }
+            return;
+        }
         for field in from.keys().filter(|field| !to.contains_key(*field)) {
-            self.at(field.as_str(), Self::remove);
+            self.remove(Step::Field(field));
         }
         for (field, value) in to {
-            self.at(field.as_str(), |writer| match from.get(field) {
-                Some(present) => writer.compare(present, value),
-                None => writer.add(value.clone()),
-            });
+            match from.get_key_value(&field) {
+                Some((field, present)) => {
+                    self.at(Step::Field(field), |writer| writer.compare(present, value));
+                }
+                None => self.add(Step::Field(&field), value),
+            }
         }
     }
 
-    /// Compares item by item, by name. False, with nothing written, where the
-    /// items have no names, share one, or those that stay change their order.
-    fn compare_named_lists(&mut self, from: &[Value], to: &[Value]) -> bool {
-        let (Some(from_places), Some(to_places)) = (places(from), places(to)) else {
-            return false;
-        };
-        let staying: Vec<&Value> = from
-            .iter()
-            .filter(|item| to_places.contains_key(name(item)))
-            .collect();
-        let same_order = to
-            .iter()
-            .filter(|item| from_places.contains_key(name(item)))
-            .zip(&staying)
-            .all(|(to, from)| name(to) == name(from));
-        if !same_order {
-            return false;
+    /// Compares item by item, by name; where items have no names, share one, or
+    /// change their order, the list as a whole.
+    fn compare_lists(&mut self, from: &'a [Value], to: Vec<Value>) {
+        if is_named_alike(from, &to) {
+            for (place, (present, item)) in from.iter().zip(to).enumerate() {
+                self.at(Step::Place(place), |writer| writer.compare(present, item));
+            }
+            return;
         }
-        for (place, item) in from.iter().enumerate().rev() {
-            if !to_places.contains_key(name(item)) {
-                self.at(place, Self::remove);
+        match Alignment::new(from, &to) {
+            Some(alignment) => self.compare_aligned(from, to, &alignment),
+            None if from != to.as_slice() => self.replace(Value::Array(to)),
+            None => {}
+        }
+    }
+
+    fn compare_aligned(&mut self, from: &'a [Value], to: Vec<Value>, alignment: &Alignment) {
+        for place in alignment.removed.iter().rev() {
+            self.remove(Step::Place(*place));
+        }
+        for (place, (item, present)) in to.into_iter().zip(&alignment.present).enumerate() {
+            let step = Step::Place(place);
+            match present {
+                Some(present) => self.at(step, |writer| writer.compare(&from[*present], item)),
+                None => self.add(step, item),
             }
         }
-        for (place, item) in to.iter().enumerate() {
-            self.at(place, |writer| match from_places.get(name(item)) {
-                Some(present) => writer.compare(&from[*present], item),
-                None => writer.add(item.clone()),
-            });
-        }
-        true
     }
 
     /// Works a step deeper in the document.
-    fn at<'t>(&mut self, token: impl Into<Token<'t>>, work: impl FnOnce(&mut Self)) {
-        self.path.push_back(token);
+    fn at(&mut self, step: Step<'a>, work: impl FnOnce(&mut Self)) {
+        self.path.push(step);
         work(self);
-        self.path.pop_back();
+        self.path.pop();
     }
 
-    fn add(&mut self, value: Value) {
-        let path = self.path.clone();
+    fn add(&mut self, step: Step<'_>, value: Value) {
+        let path = self.pointer(Some(step));
         self.operations
             .push(PatchOperation::Add(AddOperation { path, value }));
     }
 
     fn replace(&mut self, value: Value) {
-        let path = self.path.clone();
+        let path = self.pointer(None);
         self.operations
             .push(PatchOperation::Replace(ReplaceOperation { path, value }));
     }
 
-    fn remove(&mut self) {
-        let path = self.path.clone();
+    fn remove(&mut self, step: Step<'_>) {
+        let path = self.pointer(Some(step));
         self.operations
             .push(PatchOperation::Remove(RemoveOperation { path }));
+    }
+
+    /// Where the comparison is, or a step deeper, as RFC 6901 writes it.
+    fn pointer(&self, deeper: Option<Step<'_>>) -> PointerBuf {
+        let mut pointer = PointerBuf::new();
+        for step in self.path.iter().copied().chain(deeper) {
+            match step {
+                Step::Field(field) => pointer.push_back(field),
+                Step::Place(place) => pointer.push_back(place),
+            }
+        }
+        pointer
+    }
+}
+
+/// Whether two lists have the same names in the same order.
+fn is_named_alike(from: &[Value], to: &[Value]) -> bool {
+    from.len() == to.len()
+        && from
+            .iter()
+            .zip(to)
+            .all(|(from, to)| !name(from).is_empty() && name(from) == name(to))
+}
+
+/// How the items of one list become those of another.
+struct Alignment {
+    /// Places in the first list of the items that the second does not have.
+    removed: Vec<usize>,
+    /// For each item of the second its place in the first, where it has one.
+    present: Vec<Option<usize>>,
+}
+
+impl Alignment {
+    /// Nothing where the items have no names, share one, or those that stay
+    /// change their order.
+    fn new(from: &[Value], to: &[Value]) -> Option<Self> {
+        let (from_places, to_places) = (places(from)?, places(to)?);
+        let removed = (0..from.len())
+            .filter(|place| !to_places.contains_key(name(&from[*place])))
+            .collect();
+        let present: Vec<_> = to
+            .iter()
+            .map(|item| from_places.get(name(item)).copied())
+            .collect();
+        let keeps_order = present.iter().flatten().is_sorted();
+        keeps_order.then_some(Self { removed, present })
     }
 }
 
@@ -162,13 +220,13 @@ mod tests {
             to in any_document(),
         ) {
             let mut document = from.clone();
-            json_patch::patch(&mut document, &difference(&from, &to)).unwrap();
+            json_patch::patch(&mut document, &difference(&from, to.clone())).unwrap();
             prop_assert_eq!(document, to);
         }
 
         #[test]
         fn equal_documents_have_no_difference(document in any_document()) {
-            prop_assert!(difference(&document, &document).0.is_empty());
+            prop_assert!(difference(&document, document.clone()).0.is_empty());
         }
     }
 
@@ -176,7 +234,7 @@ mod tests {
     fn an_item_in_front_is_one_operation() {
         let from = json!({"containers": [{"name": "a"}, {"name": "b"}]});
         let to = json!({"containers": [{"name": "x"}, {"name": "a"}, {"name": "b", "k": 1}]});
-        let patch = serde_json::to_value(difference(&from, &to)).unwrap();
+        let patch = serde_json::to_value(difference(&from, to)).unwrap();
         assert_eq!(
             patch,
             json!([
@@ -188,7 +246,7 @@ mod tests {
 
     #[test]
     fn field_names_are_escaped_in_paths() {
-        let patch = difference(&json!({}), &json!({"a/b~c": 1}));
+        let patch = difference(&json!({}), json!({"a/b~c": 1}));
         assert_eq!(patch.0[0].path().as_str(), "/a~1b~0c");
     }
 }

@@ -103,8 +103,6 @@ pub struct Injection {
     pub reason: InjectReason,
     /// RFC 6902; empty where the pod already is as it should be.
     pub patch: json_patch::Patch,
-    /// The pod that the patch makes.
-    pub pod: Value,
     /// What a person should know and nothing is refused for, such as another
     /// mesh's annotation that Bulkhead does not honour.
     pub warnings: Vec<String>,
@@ -121,29 +119,58 @@ pub struct Refusal {
 /// Decides about a pod and makes the patch. `pod` is the object of an
 /// AdmissionReview, or a pod template with `metadata` and `spec`.
 pub fn inject(pod: &Value, namespace: &Namespace, defaults: &Defaults) -> Decision {
-    match decide_and_inject(pod, namespace, defaults) {
-        Ok(decision) => decision,
+    match plan(pod, namespace, defaults) {
+        Ok(Plan::Inject(planned)) => Decision::Inject(Injection {
+            reason: planned.reason,
+            patch: difference::difference(pod, planned.pod),
+            warnings: planned.warnings,
+        }),
+        Ok(Plan::Skip(reason)) => Decision::Skip(reason),
         Err(refusal) => Decision::Refuse(refusal),
     }
 }
 
-fn decide_and_inject(
-    document: &Value,
-    namespace: &Namespace,
-    defaults: &Defaults,
-) -> Result<Decision, Refusal> {
+/// Like [`inject`], and makes the pod what the patch would.
+pub fn inject_in_place(pod: &mut Value, namespace: &Namespace, defaults: &Defaults) -> Decision {
+    match plan(pod, namespace, defaults) {
+        Ok(Plan::Inject(planned)) => {
+            let before = std::mem::replace(pod, planned.pod);
+            Decision::Inject(Injection {
+                reason: planned.reason,
+                patch: difference::difference(&before, pod.clone()),
+                warnings: planned.warnings,
+            })
+        }
+        Ok(Plan::Skip(reason)) => Decision::Skip(reason),
+        Err(refusal) => Decision::Refuse(refusal),
+    }
+}
+
+/// What is going to be done with a pod that nothing speaks against.
+enum Plan {
+    Inject(Planned),
+    Skip(SkipReason),
+}
+
+struct Planned {
+    reason: InjectReason,
+    /// The pod as it should be.
+    pod: Value,
+    warnings: Vec<String>,
+}
+
+fn plan(document: &Value, namespace: &Namespace, defaults: &Defaults) -> Result<Plan, Refusal> {
     let pod = pod::Pod::new(document)?;
     let reason = match decision::choose(pod, namespace, defaults)? {
         decision::Choice::Inject(reason) => reason,
-        decision::Choice::Skip(reason) => return Ok(Decision::Skip(reason)),
+        decision::Choice::Skip(reason) => return Ok(Plan::Skip(reason)),
     };
     let settings = settings(pod, namespace, defaults)?;
     let warnings = warning::warnings(pod, &settings);
-    let injected = patch::injected(document, settings, &defaults.image_pull_secrets)?;
-    Ok(Decision::Inject(Injection {
+    let pod = patch::injected(document, settings, &defaults.image_pull_secrets)?;
+    Ok(Plan::Inject(Planned {
         reason,
-        patch: difference::difference(document, &injected),
-        pod: injected,
+        pod,
         warnings,
     }))
 }

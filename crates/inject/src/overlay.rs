@@ -37,7 +37,7 @@ pub(crate) fn renewed_container(present: &Value, wanted: Value, before: &Status)
     let mut present = present.clone();
     for field in OWN_FIELDS {
         if !wanted.contains_key(field) {
-            present.shift_remove(field);
+            pod::remove(&mut present, field);
         }
     }
     let image = present.get("image").cloned();
@@ -77,7 +77,7 @@ fn remove_own_resources(container: &mut Map<String, Value>, written: &Value) {
     if let Some(Value::Object(resources)) = container.get_mut("resources") {
         resources.retain(|_, amounts| amounts.as_object().is_none_or(|map| !map.is_empty()));
         if resources.is_empty() {
-            container.shift_remove("resources");
+            pod::remove(container, "resources");
         }
     }
 }

@@ -128,6 +128,14 @@ pub(crate) fn name(item: &Value) -> Option<&str> {
     item.get("name")?.as_str()
 }
 
+/// Takes a field out of an object, and leaves the others in their order (where
+/// they have one, `Map::remove` may put the last in the place of the one taken).
+pub(crate) fn remove(object: &mut Map<String, Value>, field: &str) -> Option<Value> {
+    let value = object.get_mut(field)?.take();
+    object.retain(|name, _| name != field);
+    Some(value)
+}
+
 /// A port number, which JSON writes as any number.
 pub(crate) fn port_number(value: &Value) -> Option<u16> {
     value

@@ -97,10 +97,16 @@ pub(crate) fn rewrite(
     hook_timeout: u32,
     probes: &mut BTreeMap<String, AppProbe>,
 ) -> Result<(), Refusal> {
+    if SLOTS
+        .iter()
+        .all(|slot| !container.contains_key(slot.fields[0]))
+    {
+        return Ok(());
+    }
     let Some(Value::String(name)) = container.get("name").cloned() else {
         return Ok(());
     };
-    let named_ports = container.get("ports").cloned();
+    let named_ports = named_ports(container);
     for slot in &SLOTS {
         let Some(owner) = slot.get_mut(container) else {
             continue;
@@ -108,7 +114,7 @@ pub(crate) fn rewrite(
         let Some((key, handler)) = find_handler(owner, slot.is_hook()) else {
             continue;
         };
-        let Some(mut probe) = read(key, handler, named_ports.as_ref()) else {
+        let Some(mut probe) = read(key, handler, &named_ports) else {
             continue;
         };
         if ports::RESERVED_IN_POD.contains(&probe.port) {
@@ -117,7 +123,7 @@ pub(crate) fn rewrite(
         if !redirect.captures_inbound_port(probe.port) {
             continue;
         }
-        if !write(&probe).is_some_and(|written| reads_the_same(&written, handler)) {
+        if !reads_the_same(&write(&probe), handler) {
             probe.original = Some(handler.clone());
         }
         probe.timeout_seconds = match owner.get("timeoutSeconds").and_then(Value::as_u64) {
@@ -126,8 +132,7 @@ pub(crate) fn rewrite(
             None => DEFAULT_PROBE_TIMEOUT,
         };
         let path = slot.path_for(&name);
-        let rewritten = json!({"path": path, "port": ports::PROXY_STATUS, "scheme": "HTTP"});
-        replace(owner, key, "httpGet", rewritten);
+        replace(owner, key, "httpGet", ask_proxy(&path));
         probes.insert(path, probe);
     }
     Ok(())
@@ -152,10 +157,18 @@ pub(crate) fn restore(container: &mut Map<String, Value>, probes: &BTreeMap<Stri
         let Some(probe) = probes.get(&path) else {
             continue;
         };
-        if let Some(original) = probe.original.clone().or_else(|| write(probe)) {
-            replace(owner, "httpGet", handler_key(&probe.handler), original);
-        }
+        let original = probe.original.clone().unwrap_or_else(|| write(probe));
+        replace(owner, "httpGet", handler_key(&probe.handler), original);
     }
+}
+
+/// The handler that asks the proxy for this path.
+fn ask_proxy(path: &str) -> Value {
+    let mut handler = Map::with_capacity(3);
+    handler.insert("path".to_owned(), Value::from(path));
+    handler.insert("port".to_owned(), Value::from(ports::PROXY_STATUS));
+    handler.insert("scheme".to_owned(), Value::from("HTTP"));
+    Value::Object(handler)
 }
 
 /// Whether a handler is one that [`rewrite`] made for this path.
@@ -166,6 +179,10 @@ fn asks_proxy(handler: &Value, path: &str) -> bool {
 
 /// Replaces a field by another in the same place.
 fn replace(owner: &mut Map<String, Value>, old: &str, new: &str, value: Value) {
+    if old == new {
+        owner.insert(new.to_owned(), value);
+        return;
+    }
     let mut value = Some(value);
     *owner = std::mem::take(owner)
         .into_iter()
@@ -198,7 +215,7 @@ fn find_handler(owner: &Map<String, Value>, is_hook: bool) -> Option<(&'static s
 }
 
 /// Reads a handler; nothing where it asks another host or its port is unknown.
-fn read(key: &str, handler: &Value, named_ports: Option<&Value>) -> Option<AppProbe> {
+fn read(key: &str, handler: &Value, named_ports: &[(String, u16)]) -> Option<AppProbe> {
     let text = |field: &str| match handler.get(field) {
         Some(Value::String(text)) => Some(text.clone()),
         _ => None,
@@ -247,20 +264,29 @@ fn read_headers(headers: Option<&Value>) -> Option<Vec<ProbeHeader>> {
         .collect()
 }
 
+/// The names and numbers of a container's ports.
+fn named_ports(container: &Map<String, Value>) -> Vec<(String, u16)> {
+    pod::list(container, "ports")
+        .iter()
+        .filter_map(|port| {
+            let number = pod::port_number(port.get("containerPort")?)?;
+            Some((pod::name(port)?.to_owned(), number))
+        })
+        .collect()
+}
+
 /// The number of a port, and its name where it has one. Like the kubelet, names
 /// are looked up in the same container, and a text that is no name may still be
 /// a number.
-fn resolve_port(port: &Value, named_ports: Option<&Value>) -> Option<(u16, Option<String>)> {
+fn resolve_port(port: &Value, named_ports: &[(String, u16)]) -> Option<(u16, Option<String>)> {
     let Some(text) = port.as_str() else {
         return Some((pod::port_number(port)?, None));
     };
-    let named = named_ports
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .find(|port| pod::name(port) == Some(text))
-        .and_then(|port| pod::port_number(port.get("containerPort")?));
-    let number = named.or_else(|| text.parse().ok().filter(|number| *number != 0))?;
+    let named = named_ports.iter().find(|(name, _)| name == text);
+    let number = match named {
+        Some((_, number)) => *number,
+        None => text.parse().ok().filter(|number| *number != 0)?,
+    };
     Some((number, Some(text.to_owned())))
 }
 
@@ -274,21 +300,46 @@ fn handler_key(handler: &ProbeHandler) -> &'static str {
 
 /// The handler as a pod spec would have it, its fields in the order in which the
 /// API server writes them; [`read`] reads it back.
-fn write(probe: &AppProbe) -> Option<Value> {
-    let Value::Object(mut tagged) = serde_json::to_value(&probe.handler).ok()? else {
-        return None;
+fn write(probe: &AppProbe) -> Value {
+    let mut handler = Map::new();
+    let mut put = |field: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            handler.insert(field.to_owned(), value);
+        }
     };
-    let mut fields = tagged.remove(handler_key(&probe.handler))?;
+    let text = |text: &Option<String>| text.as_deref().map(Value::from);
     let port = match &probe.port_name {
         Some(name) => Value::from(name.as_str()),
         None => Value::from(probe.port),
     };
-    let fields = fields.as_object_mut()?;
-    fields.insert("port".to_owned(), port);
-    let ordered = ["path", "port", "host", "scheme", "httpHeaders", "service"]
-        .into_iter()
-        .filter_map(|field| Some((field.to_owned(), fields.get_mut(field)?.take())));
-    Some(Value::Object(ordered.collect()))
+    match &probe.handler {
+        ProbeHandler::HttpGet {
+            path,
+            scheme,
+            host,
+            http_headers,
+        } => {
+            put("path", text(path));
+            put("port", Some(port));
+            put("host", text(host));
+            put("scheme", text(scheme));
+            put("httpHeaders", write_headers(http_headers));
+        }
+        ProbeHandler::TcpSocket { host } => {
+            put("port", Some(port));
+            put("host", text(host));
+        }
+        ProbeHandler::Grpc { service } => {
+            put("port", Some(port));
+            put("service", text(service));
+        }
+    }
+    Value::Object(handler)
+}
+
+fn write_headers(headers: &[ProbeHeader]) -> Option<Value> {
+    let write = |header: &ProbeHeader| json!({"name": header.name, "value": header.value});
+    (!headers.is_empty()).then(|| headers.iter().map(write).collect())
 }
 
 /// Whether two handlers are equal to a person too: with their fields in the same

@@ -13,6 +13,8 @@ use serde::Serialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::pod;
+
 /// What an injection did.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -145,7 +147,7 @@ impl Status {
                 continue;
             }
             if self.absent.contains(&parent) {
-                owner.shift_remove(field);
+                pod::remove(owner, field);
             } else if self.was_null.contains(&parent) {
                 owner.insert(field.to_owned(), Value::Null);
             }

@@ -127,7 +127,7 @@ fn restore_probes(spec: &mut Map<String, Value>, probes: &BTreeMap<String, AppPr
 fn take_status(pod: &mut Value) -> Status {
     pod.get_mut("metadata")
         .and_then(|metadata| metadata.get_mut("annotations")?.as_object_mut())
-        .and_then(|annotations| annotations.shift_remove(annotation::STATUS))
+        .and_then(|annotations| pod::remove(annotations, annotation::STATUS))
         .and_then(|status| serde_json::from_str(status.as_str()?).ok())
         .unwrap_or_default()
 }
@@ -145,7 +145,7 @@ fn remove_texts(pod: &mut Value, field: &str, written: &BTreeMap<String, String>
             .get(name)
             .is_some_and(|value| texts.get(name).and_then(Value::as_str) == Some(value));
         if is_ours {
-            texts.shift_remove(name);
+            pod::remove(texts, name);
         }
     }
 }

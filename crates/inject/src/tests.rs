@@ -62,18 +62,29 @@ fn annotated(annotations: Value) -> Value {
 
 fn injection(pod: &Value, namespace: &Namespace) -> Injection {
     match inject(pod, namespace, &defaults()) {
-        Decision::Inject(injection) => {
-            let mut patched = pod.clone();
-            json_patch::patch(&mut patched, &injection.patch).unwrap();
-            assert_eq!(patched, injection.pod, "the patch makes the pod");
-            injection
-        }
+        Decision::Inject(injection) => injection,
         other => panic!("the pod is to be injected: {other:?}"),
     }
 }
 
+/// The pod that comes of it, and whether that took a patch.
+fn injected_by(pod: &Value, namespace: &Namespace, defaults: &Defaults) -> (Value, bool) {
+    let mut in_place = pod.clone();
+    let decisions = (
+        inject(pod, namespace, defaults),
+        inject_in_place(&mut in_place, namespace, defaults),
+    );
+    let (Decision::Inject(injection), Decision::Inject(_)) = decisions else {
+        panic!("the pod is to be injected: {decisions:?}");
+    };
+    let mut patched = pod.clone();
+    json_patch::patch(&mut patched, &injection.patch).unwrap();
+    assert_eq!(patched, in_place, "the patch makes the pod");
+    (in_place, !injection.patch.0.is_empty())
+}
+
 fn injected(pod: &Value) -> Value {
-    injection(pod, &enabled()).pod
+    injected_by(pod, &enabled(), &defaults()).0
 }
 
 fn refusal(pod: &Value) -> Refusal {

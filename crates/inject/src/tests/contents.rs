@@ -116,7 +116,7 @@ fn each_resource_is_merged_alone_over_namespace_and_installation() {
         "bulkhead.io/proxy-cpu-limit": "none",
         "config.linkerd.io/proxy-memory-request": "400Mi",
     }));
-    let injected = injection(&pod, &namespace).pod;
+    let injected = injected_by(&pod, &namespace, &defaults()).0;
     assert_eq!(
         container(&injected, PROXY_CONTAINER)["resources"],
         json!({

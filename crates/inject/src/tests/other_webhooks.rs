@@ -150,13 +150,9 @@ fn pull_secrets_are_added_once_and_taken_back() {
     };
     let mut pod = pod();
     pod["spec"]["imagePullSecrets"] = json!([{"name": "mine"}]);
-    let Decision::Inject(first) = inject(&pod, &namespace(""), &defaults) else {
-        panic!("to be injected");
-    };
-    assert_eq!(names(&first.pod, "imagePullSecrets"), ["mine", "ours"]);
-    let Decision::Inject(second) = inject(&first.pod, &namespace(""), &defaults) else {
-        panic!("to be injected");
-    };
-    assert!(second.patch.0.is_empty());
-    assert_eq!(uninject(first.pod), pod);
+    let (first, _) = injected_by(&pod, &namespace(""), &defaults);
+    assert_eq!(names(&first, "imagePullSecrets"), ["mine", "ours"]);
+    let (_, is_changed) = injected_by(&first, &namespace(""), &defaults);
+    assert!(!is_changed);
+    assert_eq!(uninject(first), pod);
 }
