@@ -1,5 +1,6 @@
 //! Wiring: which parts run, and what they share.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain::{self, Outcome};
 use bulkhead_runtime::http_server;
 use bulkhead_runtime::monitoring::Monitoring;
-use bulkhead_runtime::readiness::Condition;
+use bulkhead_runtime::readiness::{Condition, Readiness};
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -20,7 +21,7 @@ use crate::config::{CertificateSource, Config};
 use crate::events::Notices;
 use crate::metrics::Metrics;
 use crate::namespaces::{NamespaceSource, Namespaces, watch_namespaces};
-use crate::registration::{ca_bundle, keeper};
+use crate::registration::{Standing, ca_bundle, keeper};
 use crate::server::{self, Serving};
 use crate::serving_certificate::secret::{self, Store};
 use crate::serving_certificate::{Publisher, files};
@@ -93,69 +94,37 @@ impl App {
             .context("asking for our own monitoring address")?;
 
         let metrics = Metrics::register(&monitoring);
-        let readiness = &monitoring.readiness;
-        let accepting = readiness.condition("accepting_reviews");
+        let accepting = monitoring.readiness.condition("accepting_reviews");
         let (drain, work) = drain::channel();
         let (leaving, is_leaving) = watch::channel(false);
-
-        let namespaces = Namespaces::new(namespaces);
-        let synced = readiness.condition("namespaces_synced");
-        let watching = watch_namespaces(namespaces.clone(), synced, metrics.clone(), work.clone());
-        tokio::spawn(watching);
-
-        let (notices, speaker) = Notices::new(client.clone(), &config.instance, &metrics);
-        if let Some(speaker) = speaker {
-            tokio::spawn(speaker.run(work.clone()));
-        }
-
         let (tls, tls_configs) = watch::channel(None);
         let (own, authorities) = watch::channel(Vec::new());
-        let registration = client.clone().filter(|_| config.register);
-        let registered = registration.map(|client| {
-            let (registered, seen) = watch::channel(keeper::Registered::new());
-            let keeper = keeper::Keeper {
-                settings: keeper::Settings {
-                    name: config.configuration.clone(),
-                    target: config.target.clone(),
-                    system_namespace: config.defaults.system_namespace.clone(),
-                    inject_by_default: config.defaults.inject_by_default,
-                },
-                standings: namespaces.standings(),
-                authorities: authorities.clone(),
-                registered,
-                condition: readiness.condition("registered"),
-                clock: clock.clone(),
-                metrics: metrics.clone(),
-            };
-            tokio::spawn(keeper.run(client, work.clone()));
-            seen
-        });
-        let publisher = Publisher::new(
-            tls,
-            own,
-            registered,
-            config.lifetimes.grace,
-            metrics.clone(),
-        );
-        let loaded = readiness.condition("certificate_loaded");
-        keep_certificate(&config, client, publisher, loaded, clock, &metrics, &work)?;
-
+        let namespaces = Namespaces::new(namespaces);
+        let parts = Parts {
+            config: &config,
+            client,
+            clock,
+            readiness: &monitoring.readiness,
+            metrics: metrics.clone(),
+            work: work.clone(),
+        };
+        parts.watch(namespaces.clone());
+        let registered = parts.register(namespaces.standings(), authorities.clone());
+        let grace = config.lifetimes.grace;
+        parts.keep_certificate(Publisher::new(tls, own, registered, grace, metrics.clone()))?;
         let injector = Injector {
             namespaces,
             defaults: config.defaults.clone(),
-            notices,
+            notices: parts.notices(),
             metrics: metrics.clone(),
         };
-        tokio::spawn(server::serve(
-            listener,
-            Serving {
-                tls: tls_configs,
-                injector: Arc::new(injector),
-                leaving: is_leaving,
-                metrics,
-            },
-            work.clone(),
-        ));
+        let serving = Serving {
+            tls: tls_configs,
+            injector: Arc::new(injector),
+            leaving: is_leaving,
+            metrics,
+        };
+        tokio::spawn(server::serve(listener, serving, work.clone()));
         accepting.set(true);
 
         let shown = monitoring.clone();
@@ -220,46 +189,99 @@ async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
         .with_context(|| format!("binding {address} for {what}; is another process there?"))
 }
 
-fn keep_certificate(
-    config: &Config,
+/// What the parts of a webhook share.
+struct Parts<'a> {
+    config: &'a Config,
     client: Option<Client>,
-    publisher: Publisher,
-    loaded: Condition,
     clock: Clock,
-    metrics: &Metrics,
-    work: &drain::Watch,
-) -> Result<()> {
-    let names = config
-        .server_names()
-        .context("finding the name that the API server will verify us by")?;
-    let (metrics, work) = (metrics.clone(), work.clone());
-    match &config.certificate {
-        CertificateSource::Files(files) => {
-            let keeper = files::Keeper {
-                files: files.clone(),
-                names,
-                publisher,
-                loaded,
-                clock,
-                metrics,
-            };
-            tokio::spawn(keeper.run(work));
-        }
-        CertificateSource::SelfMade { secret } => {
-            let namespace = &config.defaults.system_namespace;
-            let keeper = secret::Keeper {
-                store: client.map_or(Store::Memory, |client| {
-                    Store::secret(client, namespace, secret)
-                }),
-                names,
-                lifetimes: config.lifetimes,
-                publisher,
-                loaded,
-                clock,
-                metrics,
-            };
-            tokio::spawn(keeper.run(work));
-        }
+    readiness: &'a Readiness,
+    metrics: Metrics,
+    work: drain::Watch,
+}
+
+impl Parts<'_> {
+    fn watch(&self, namespaces: Namespaces) {
+        let synced = self.readiness.condition("namespaces_synced");
+        let metrics = self.metrics.clone();
+        tokio::spawn(watch_namespaces(
+            namespaces,
+            synced,
+            metrics,
+            self.work.clone(),
+        ));
     }
-    Ok(())
+
+    fn notices(&self) -> Notices {
+        let client = self.client.clone();
+        let (notices, speaker) = Notices::new(client, &self.config.instance, &self.metrics);
+        if let Some(speaker) = speaker {
+            tokio::spawn(speaker.run(self.work.clone()));
+        }
+        notices
+    }
+
+    /// Registers with the API server, where there is one and that is wanted.
+    fn register(
+        &self,
+        standings: watch::Receiver<Option<BTreeMap<String, Standing>>>,
+        authorities: watch::Receiver<Vec<Certificate>>,
+    ) -> Option<watch::Receiver<keeper::Registered>> {
+        let client = self.client.clone().filter(|_| self.config.register)?;
+        let (registered, seen) = watch::channel(keeper::Registered::new());
+        let defaults = &self.config.defaults;
+        let keeper = keeper::Keeper {
+            settings: keeper::Settings {
+                name: self.config.configuration.clone(),
+                target: self.config.target.clone(),
+                system_namespace: defaults.system_namespace.clone(),
+                inject_by_default: defaults.inject_by_default,
+            },
+            standings,
+            authorities,
+            registered,
+            condition: self.readiness.condition("registered"),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tokio::spawn(keeper.run(client, self.work.clone()));
+        Some(seen)
+    }
+
+    fn keep_certificate(&self, publisher: Publisher) -> Result<()> {
+        let config = self.config;
+        let names = config
+            .server_names()
+            .context("finding the name that the API server will verify us by")?;
+        let loaded = self.readiness.condition("certificate_loaded");
+        let (clock, metrics) = (self.clock.clone(), self.metrics.clone());
+        match &config.certificate {
+            CertificateSource::Files(files) => {
+                let keeper = files::Keeper {
+                    files: files.clone(),
+                    names,
+                    publisher,
+                    loaded,
+                    clock,
+                    metrics,
+                };
+                tokio::spawn(keeper.run(self.work.clone()));
+            }
+            CertificateSource::SelfMade { secret } => {
+                let namespace = &config.defaults.system_namespace;
+                let keeper = secret::Keeper {
+                    store: self.client.clone().map_or(Store::Memory, |client| {
+                        Store::secret(client, namespace, secret)
+                    }),
+                    names,
+                    lifetimes: config.lifetimes,
+                    publisher,
+                    loaded,
+                    clock,
+                    metrics,
+                };
+                tokio::spawn(keeper.run(self.work.clone()));
+            }
+        }
+        Ok(())
+    }
 }

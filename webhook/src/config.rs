@@ -12,6 +12,7 @@
 //! | `SERVICE` | the Service that leads here | `bulkhead-webhook` |
 //! | `URL` | `https://host:port` where the API server finds us instead | none |
 //! | `INSTANCE` | this replica's name in Events | `bulkhead-webhook` |
+//! | `NAMESPACES` | a file that `kubectl get namespaces -o json` wrote, to run on without an API server | none |
 //! | `REGISTER` | write the MutatingWebhookConfiguration | `true` |
 //! | `CONFIGURATION` | its name | `bulkhead-injector` |
 //! | `SECRET` | the Secret of the serving certificate | `bulkhead-webhook-tls` |
@@ -24,6 +25,7 @@
 //! | `LOG_LEVEL`, `LOG_FORMAT` | | `info`, `json` |
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_core::annotation::{PREFIX, TABLE};
@@ -39,6 +41,8 @@ use bulkhead_pki::serving::{ServerName, ServingError};
 use crate::registration::{self, Target};
 use crate::serving_certificate::{Lifetimes, TlsFiles};
 
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(2);
+
 /// What a process of the webhook is told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -51,6 +55,8 @@ pub struct Config {
     pub target: Target,
     /// This replica's name, for Events.
     pub instance: String,
+    /// The namespaces, where no API server is to be asked for them.
+    pub namespaces: Option<PathBuf>,
     /// Whether to write the configuration, where there is an API server.
     pub register: bool,
     pub configuration: String,
@@ -121,6 +127,9 @@ impl Config {
             instance: settings
                 .text("BULKHEAD_WEBHOOK_INSTANCE")
                 .unwrap_or_else(|| "bulkhead-webhook".to_owned()),
+            namespaces: settings
+                .text("BULKHEAD_WEBHOOK_NAMESPACES")
+                .map(PathBuf::from),
             register: settings.or("BULKHEAD_WEBHOOK_REGISTER", true),
             configuration: settings
                 .text("BULKHEAD_WEBHOOK_CONFIGURATION")
@@ -142,6 +151,12 @@ impl Config {
             settings.reject(
                 "BULKHEAD_WEBHOOK_CERTIFICATE_LIFETIME",
                 "is longer than the CA's: a certificate does not outlive its CA",
+            );
+        }
+        if config.lifetimes.certificate < SHORTEST_LIFETIME {
+            settings.reject(
+                "BULKHEAD_WEBHOOK_CERTIFICATE_LIFETIME",
+                "is shorter than 2s: certificates count whole seconds",
             );
         }
         settings.finish(config)

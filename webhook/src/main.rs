@@ -9,7 +9,7 @@ use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
 use bulkhead_webhook::app::{App, Deps};
 use bulkhead_webhook::config::Config;
-use bulkhead_webhook::registration;
+use bulkhead_webhook::{namespaces, registration};
 use kube::Client;
 
 #[tokio::main]
@@ -33,19 +33,28 @@ async fn run() -> Result<()> {
         LogFormat::Text => log::Format::Text,
     };
     log::init(&config.log_level, format)?;
-    let client = Client::try_default()
-        .await
-        .context("finding the API server: neither in a pod, nor is there a kubeconfig")?;
     match std::env::args().nth(1).as_deref() {
-        None => serve(config, client).await,
-        Some("unregister") => Ok(registration::unregister(&config.configuration, client).await?),
+        None => serve(config).await,
+        Some("unregister") => {
+            Ok(registration::unregister(&config.configuration, api_server().await?).await?)
+        }
         Some(other) => bail!("{other:?} is no command; there is only unregister"),
     }
 }
 
-async fn serve(config: Config, client: Client) -> Result<()> {
+async fn api_server() -> Result<Client> {
+    Client::try_default()
+        .await
+        .context("finding the API server: neither in a pod, nor is there a kubeconfig")
+}
+
+async fn serve(config: Config) -> Result<()> {
     let mut signals = Signals::catch().context("catching SIGTERM and SIGINT")?;
-    let app = App::start(config, Deps::cluster(client)).await?;
+    let deps = match &config.namespaces {
+        Some(path) => Deps::fixed(namespaces::file::read(path)?),
+        None => Deps::cluster(api_server().await?),
+    };
+    let app = App::start(config, deps).await?;
     let signal = signals.next().await;
     tracing::info!(signal, "shutting down");
     tokio::select! {

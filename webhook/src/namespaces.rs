@@ -3,7 +3,7 @@
 //! ```text
 //!  Kubernetes: watch (metadata only) ──▶ known ──▶ get()      no I/O, every review
 //!              GET, bounded ───────────▶ read()               a namespace not seen yet
-//!  fixed:      a map ──────────────────▶ known ──▶ get(), read()
+//!  fixed:      a file, or a caller ────▶ known ──▶ get(), read()
 //! ```
 //!
 //! A pod's namespace may be younger than our watch's last event, and its labels
@@ -18,20 +18,26 @@ use std::time::Duration;
 
 use bulkhead_inject::Namespace;
 use k8s_openapi::api::core::v1 as core_v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::registration::Standing;
 
+pub mod file;
 mod watching;
 
 pub(crate) use watching::watch_namespaces;
 
-/// Reads in flight at once. A flood of pods in new namespaces must not become a
-/// flood of our own at the API server that sent them.
+/// Reads at once. A flood of pods in new namespaces must not become a flood of
+/// our own at the API server that sent them.
 const MAX_READS: usize = 16;
+/// How long each read keeps its place, at least: together some 160 a second.
+/// Anybody who reaches our port can name namespaces, and each one that we do
+/// not know costs the API server a call.
+const READ_PACE: Duration = Duration::from_millis(100);
 /// How long a pod waits for its namespace, queueing included. Below the API
 /// server's patience with us, so that the answer still arrives.
 const READ_DEADLINE: Duration = Duration::from_secs(2);
@@ -58,7 +64,7 @@ pub(crate) struct Namespaces {
 
 struct Cluster {
     api: Api<PartialObjectMeta<core_v1::Namespace>>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
 }
 
 impl Namespaces {
@@ -85,7 +91,7 @@ impl Namespaces {
                 standings,
                 cluster: Some(Arc::new(Cluster {
                     api: Api::all(client),
-                    reads: Semaphore::new(MAX_READS),
+                    reads: Arc::new(Semaphore::new(MAX_READS)),
                 })),
             },
         }
@@ -113,11 +119,18 @@ impl Namespaces {
             }));
         };
         let read = async {
-            let _place = cluster.reads.acquire().await;
-            cluster.api.get_opt(name).await
+            let place = Arc::new(Arc::clone(&cluster.reads).acquire_owned().await);
+            let paced = Arc::clone(&place);
+            tokio::spawn(async move {
+                sleep(READ_PACE).await;
+                drop(paced);
+            });
+            let read = cluster.api.get_opt(name).await;
+            drop(place);
+            read
         };
         match timeout(READ_DEADLINE, read).await {
-            Ok(Ok(Some(found))) => Ok(Arc::new(namespace(found))),
+            Ok(Ok(Some(found))) => Ok(Arc::new(namespace(found.metadata))),
             Ok(Ok(None)) => Err(NamespaceError::Missing(name.to_owned())),
             Ok(Err(error)) => Err(NamespaceError::Read(name.to_owned(), Box::new(error))),
             Err(_) => Err(NamespaceError::Deadline(name.to_owned())),
@@ -132,8 +145,7 @@ impl Namespaces {
     }
 }
 
-fn namespace(object: PartialObjectMeta<core_v1::Namespace>) -> Namespace {
-    let metadata = object.metadata;
+fn namespace(metadata: ObjectMeta) -> Namespace {
     let mut annotations = metadata.annotations.unwrap_or_default();
     annotations.remove(LAST_APPLIED);
     Namespace {

@@ -39,15 +39,15 @@ pub(crate) async fn watch_namespaces(
         match event {
             Some(Ok(Event::Init)) => listed.clear(),
             Some(Ok(Event::InitApply(object))) => {
-                let namespace = namespace(object);
+                let namespace = namespace(object.metadata);
                 listed.insert(namespace.name.clone(), Arc::new(namespace));
             }
             Some(Ok(Event::InitDone)) => {
                 namespaces.replace(std::mem::take(&mut listed));
                 synced.set(true);
             }
-            Some(Ok(Event::Apply(object))) => namespaces.put(namespace(object)),
-            Some(Ok(Event::Delete(object))) => namespaces.remove(&namespace(object).name),
+            Some(Ok(Event::Apply(object))) => namespaces.put(namespace(object.metadata)),
+            Some(Ok(Event::Delete(object))) => namespaces.remove(&namespace(object.metadata).name),
             Some(Err(error)) => {
                 metrics.namespace_watch_errors.inc();
                 tracing::warn!(

@@ -154,7 +154,15 @@ impl Keeper {
                     webhooks = applied.webhooks.as_ref().map_or(0, Vec::len),
                     "registered with the API server"
                 );
-                self.noted(!differs(&applied, &desired));
+                let is_right = !differs(&applied, &desired);
+                self.noted(is_right);
+                if !is_right {
+                    tracing::warn!(
+                        configuration = self.settings.name,
+                        "the registration holds something that is not ours and was left there; \
+                         `kubectl get --show-managed-fields` tells whose it is"
+                    );
+                }
                 self.observe(Some(&applied));
                 *existing = Some(applied);
                 Outcome::Written

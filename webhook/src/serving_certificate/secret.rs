@@ -20,7 +20,7 @@ use kube::core::ObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::slots::{Circumstances, Slots, Spread, Step};
 use super::{CredentialError, Lifetimes, Publisher};
@@ -35,6 +35,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const SHORTEST_WAIT: Duration = Duration::from_millis(20);
 /// Steps that follow each other without a wait, at most.
 const MAX_STEPS: usize = 8;
+
+/// The pause after so many.
+const STEPS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the slots are kept.
 pub(crate) enum Store {
@@ -167,11 +170,11 @@ impl Keeper {
         let mut memory = Memory::default();
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         // Nothing before it is known whether there is a Secret.
-        let mut wait = None;
+        let mut wake = None;
         loop {
-            let sleep = async {
-                match wait {
-                    Some(wait) => sleep(wait).await,
+            let rest = async {
+                match wake {
+                    Some(wake) => sleep_until(wake).await,
                     None => std::future::pending().await,
                 }
             };
@@ -188,16 +191,16 @@ impl Keeper {
                     }
                     None => return,
                 },
-                () = sleep => {}
+                () = rest => {}
                 () = self.publisher.changed() => {
                     self.publisher.pass(self.clock.now());
-                    if wait.is_none() {
+                    if wake.is_none() {
                         continue;
                     }
                 }
                 () = drain.started() => return,
             }
-            wait = Some(match self.keep(&mut memory).await {
+            let wait = match self.keep(&mut memory).await {
                 Ok(at) => {
                     backoff.reset();
                     let left = at.duration_since(self.clock.now()).unwrap_or_default();
@@ -207,7 +210,8 @@ impl Keeper {
                     self.failed(&error);
                     backoff.after_failure(jitter())
                 }
-            });
+            };
+            wake = Some(Instant::now() + wait);
         }
     }
 
@@ -249,7 +253,7 @@ impl Keeper {
                 }
             }
         }
-        Ok(self.clock.now())
+        Ok(self.clock.now() + STEPS_PAUSE)
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) {
