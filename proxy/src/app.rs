@@ -198,7 +198,7 @@ impl DataPath {
         let deadline = Instant::now() + within;
         let inbound = self.inbound_drain.drain(within).await;
         let none_open = self.open_outbound.wait_for(|open| *open == 0);
-        let outbound = tokio::time::timeout_at(deadline, none_open).await;
+        let closed = tokio::time::timeout_at(deadline, none_open).await.is_ok();
         self.stop.send_replace(true);
         let workers = self.workers;
         let joined = tokio::task::spawn_blocking(move || {
@@ -208,8 +208,8 @@ impl DataPath {
             }
         });
         let _ = joined.await;
-        match (inbound, outbound) {
-            (Outcome::Finished, Ok(_)) => Outcome::Finished,
+        match (inbound, closed) {
+            (Outcome::Finished, true) => Outcome::Finished,
             _ => Outcome::DeadlinePassed,
         }
     }

@@ -2,6 +2,7 @@
 //! connection to the server that belongs to the client's connection.
 
 mod observed;
+mod server_io;
 
 use std::convert::Infallible;
 use std::io;
@@ -24,6 +25,7 @@ use crate::http1::{MAX_HEAD, Session};
 use crate::metrics::HttpMetrics;
 use crate::upstream::Connect;
 use observed::Observed;
+use server_io::{Break, ServerIo};
 
 /// Streams that a client may have open at once on one connection.
 const MAX_STREAMS: u32 = 256;
@@ -81,9 +83,16 @@ where
 struct Forward<C: Connect> {
     connector: C,
     /// The connection to the server, made when the first stream needs it.
-    server: tokio::sync::Mutex<Option<SendRequest<Incoming>>>,
+    server: tokio::sync::Mutex<Option<Server>>,
     metrics: Rc<HttpMetrics>,
     policy: Option<String>,
+}
+
+/// A connection to the server.
+#[derive(Clone)]
+struct Server {
+    sender: SendRequest<Incoming>,
+    broke: Break,
 }
 
 impl<C: Connect> Forward<C> {
@@ -101,35 +110,38 @@ impl<C: Connect> Forward<C> {
 
     async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
         let mut server = self.server().await?;
-        let sent = server.send_request(request).await;
+        let sent = server.sender.send_request(request).await;
         sent.map_err(|error| {
-            let detail = format!("{error}{}", source(&error));
-            Failure::new(Reason::UpstreamClosed, detail)
+            server.broke.failure().unwrap_or_else(|| {
+                let detail = format!("{error}{}", source(&error));
+                Failure::new(Reason::UpstreamClosed, detail)
+            })
         })
     }
 
     /// A connection that takes another stream: the one that there is, or a new
     /// one where the server has closed it or is about to.
-    async fn server(&self) -> Result<SendRequest<Incoming>, Failure> {
+    async fn server(&self) -> Result<Server, Failure> {
         let mut kept = self.server.lock().await;
         if let Some(server) = &mut *kept
-            && server.ready().await.is_ok()
+            && server.sender.ready().await.is_ok()
         {
             return Ok(server.clone());
         }
-        let io = TokioIo::new(self.connector.connect().await?);
+        let (io, broke) = ServerIo::new(self.connector.connect().await?);
         let handshake = hyper::client::conn::http2::Builder::new(OnThisThread)
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD as u32)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await;
-        let (server, connection) =
+        let (sender, connection) =
             handshake.map_err(|error| Failure::new(Reason::UpstreamConnectFailed, error))?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an HTTP/2 connection to a server ended");
             }
         });
+        let server = Server { sender, broke };
         *kept = Some(server.clone());
         Ok(server)
     }

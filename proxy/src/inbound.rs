@@ -37,7 +37,7 @@ use crate::failure::Failure;
 use crate::http1::{self, Session};
 use crate::http2;
 use crate::metrics::{Direction, Metrics, PeerLabels};
-use crate::socket;
+use crate::socket::{self, OverTcp};
 use crate::upstream::{App, Connect as _, OneToOne, Refused};
 
 /// How long a client may stay silent where a server might be meant to speak
@@ -109,6 +109,7 @@ impl Inbound {
                 let permit = decide(&self.policy, port, None)?;
                 self.metrics.plaintext(route.source.ip());
                 let inside = match first {
+                    _ if self.is_opaque(port) => Protocol::Opaque,
                     Sniff::Http1 => Protocol::Http1,
                     Sniff::Http2 => Protocol::Http2,
                     Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
@@ -120,6 +121,11 @@ impl Inbound {
         }
     }
 
+    /// Whether somebody said that nobody looks at this port's bytes.
+    fn is_opaque(&self, port: u16) -> bool {
+        self.config.protocol(port) == Protocol::Opaque
+    }
+
     /// Waits for as many bytes as it takes to know what a connection is.
     async fn look(
         &self,
@@ -127,11 +133,11 @@ impl Inbound {
         mode: MtlsMode,
         port: u16,
     ) -> io::Result<Sniff> {
-        match (mode, self.config.protocol(port)) {
-            (MtlsMode::Disable, Protocol::Opaque) => Ok(Sniff::Opaque),
+        match mode {
+            MtlsMode::Disable if self.is_opaque(port) => Ok(Sniff::Opaque),
             // Nobody but a TLS client may speak here, and it speaks first.
-            (MtlsMode::Strict, _) => first_bytes(client, HANDSHAKE_TIMEOUT).await,
-            (MtlsMode::Permissive | MtlsMode::Disable, _) => {
+            MtlsMode::Strict => first_bytes(client, HANDSHAKE_TIMEOUT).await,
+            MtlsMode::Permissive | MtlsMode::Disable => {
                 first_bytes(client, DETECTION_TIMEOUT).await
             }
         }
@@ -144,7 +150,7 @@ impl Inbound {
         drain: drain::Watch,
     ) -> Result<(), Ended> {
         let Some(credentials) = self.latest.get() else {
-            socket::reset_on_close(&client.io);
+            socket::reset_on_close(&client);
             let detail = "the CA has not issued one yet";
             return Err(Failure::new(Reason::NoCertificate, detail).into());
         };
@@ -176,7 +182,7 @@ impl Inbound {
         client: &mut Buffered<TlsStream<Buffered<TcpStream>>>,
         port: u16,
     ) -> io::Result<Protocol> {
-        if self.config.protocol(port) == Protocol::Opaque {
+        if self.is_opaque(port) {
             return Ok(Protocol::Opaque);
         }
         match alpn::inside(client.io.get_ref().1.alpn_protocol()) {
@@ -200,7 +206,7 @@ impl Inbound {
         _permit: Permit,
     ) -> Result<(), Ended>
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin + 'static,
     {
         let labels = self.metrics.inbound(peer.map(PeerId::id));
         let app = App(route.target);
@@ -208,7 +214,9 @@ impl Inbound {
             Protocol::Http1 => {
                 let mut session = self.session(labels, drain);
                 let mut app = OneToOne::new(app);
-                Ok(http1::serve(&mut client, &mut app, &mut session).await?)
+                let served = http1::serve(&mut client, &mut app, &mut session).await;
+                // Else a response that is cut off could look like a whole one.
+                Ok(served.inspect_err(|_| socket::reset_on_close(&client))?)
             }
             Protocol::Http2 | Protocol::Grpc => {
                 let mut session = self.session(labels, drain);
@@ -217,9 +225,13 @@ impl Inbound {
             Protocol::Opaque | Protocol::Auto => {
                 let metrics = self.metrics.tcp(&labels);
                 let mut app = Buffered::new(app.connect().await?);
-                copy_both_ways(&mut client, &mut app, &metrics.meter).await?;
+                let copied = copy_both_ways(&mut client, &mut app, &metrics.meter).await;
                 drop(drain);
-                Ok(())
+                Ok(copied.inspect_err(|_| {
+                    // What broke on one side must not look whole on the other.
+                    socket::reset_on_close(&client);
+                    socket::reset_on_close(&app);
+                })?)
             }
         }
     }
@@ -245,7 +257,7 @@ impl Inbound {
             }
             Sniff::Http2 => Ok(http2::serve(client, Refused(failure), &mut session).await?),
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
-                socket::reset_on_close(&client.io);
+                socket::reset_on_close(&client);
                 Err(failure.into())
             }
         }

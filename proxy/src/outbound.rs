@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bulkhead_core::protocol::Protocol;
+use bulkhead_core::reason::Reason;
 use bulkhead_core::sidecar::OutboundListener;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
@@ -20,7 +21,7 @@ use crate::http1::{self, Session};
 use crate::http2;
 use crate::inbound::DETECTION_TIMEOUT;
 use crate::metrics::{Direction, Metrics};
-use crate::socket;
+use crate::socket::{self, OverTcp};
 use crate::upstream::{Connect as _, Mesh, Pool};
 
 /// What a worker's connections to one upstream share.
@@ -75,22 +76,38 @@ impl Outbound {
             policy: None,
         };
         match inside {
-            Sniff::Http1 => http1::serve(&mut client, &mut self.http1.clone(), &mut session).await,
+            Sniff::Http1 => {
+                let mut pool = self.http1.clone();
+                let served = http1::serve(&mut client, &mut pool, &mut session).await;
+                // Else a response that is cut off could look like a whole one.
+                served.inspect_err(|_| socket::reset_on_close(&client))
+            }
             Sniff::Http2 => http2::serve(client, Rc::clone(&self.http2), &mut session).await,
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
                 let metrics = self.metrics.tcp(&labels);
                 match self.opaque.connect().await {
                     Ok(server) => {
                         let mut server = Buffered::new(server);
-                        copy_both_ways(&mut client, &mut server, &metrics.meter).await
+                        let copied = copy_both_ways(&mut client, &mut server, &metrics.meter).await;
+                        copied.inspect_err(|error| self.break_off(&client, &server, error))
                     }
                     Err(failure) => {
                         self.report(&failure);
-                        socket::reset_on_close(&client.io);
+                        socket::reset_on_close(&client);
                         Ok(())
                     }
                 }
             }
+        }
+    }
+
+    /// Makes a connection that broke on one side break on the other too.
+    fn break_off(&self, client: &impl OverTcp, server: &impl OverTcp, error: &io::Error) {
+        socket::reset_on_close(client);
+        socket::reset_on_close(server);
+        let failure = Failure::of_upstream(error);
+        if failure.reason == Reason::TlsHandshakeFailed {
+            self.report(&failure);
         }
     }
 

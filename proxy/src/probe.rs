@@ -112,11 +112,14 @@ where
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(said)?;
-    let answer = async { sender.send_request(request).await.map_err(said) };
-    tokio::select! {
-        answer = answer => answer.map(|response| response.status()),
-        ended = connection => Err(ended.err().map_or("it closed".to_owned(), said)),
-    }
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    let answer = tokio::select! {
+        answer = answer.as_mut() => answer,
+        // An application may answer and close at once: the answer is there.
+        _ = connection => answer.await,
+    };
+    answer.map(|response| response.status()).map_err(said)
 }
 
 /// The gRPC health checking protocol, as kubelet speaks it.

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
+use tokio_rustls::{client, server};
+
+use crate::buffer::Buffered;
 
 /// How many connections may wait to be accepted. The kernel lowers it to
 /// net.core.somaxconn, 4096 on current kernels.
@@ -29,10 +32,40 @@ pub(crate) fn prepare(stream: &TcpStream) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// Makes closing the socket send a reset, for peers to whom nothing can be said
-/// in a protocol that they understand.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+/// A connection over a TCP socket, whatever is in between.
+pub(crate) trait OverTcp {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl OverTcp for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl<S: OverTcp> OverTcp for Buffered<S> {
+    fn socket(&self) -> &TcpStream {
+        self.io.socket()
+    }
+}
+
+impl<S: OverTcp> OverTcp for client::TlsStream<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.socket()
+    }
+}
+
+impl<S: OverTcp> OverTcp for server::TlsStream<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.socket()
+    }
+}
+
+/// Makes closing the socket send a reset: for peers to whom nothing can be said
+/// in a protocol that they understand, and for those who would otherwise take
+/// the bytes so far for all that there are.
+pub(crate) fn reset_on_close(connection: &impl OverTcp) {
+    let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
 }
 
 /// Binds a listener. An address of all IPv6 interfaces takes IPv4 too, and where

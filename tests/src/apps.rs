@@ -174,9 +174,9 @@ async fn answer(response: Response<Incoming>) -> anyhow::Result<Answer> {
 /// Sends bytes and reads whatever comes until the other side is done; `None`
 /// where it broke the connection off.
 pub async fn talk(address: SocketAddr, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let mut stream = TcpStream::connect(address).await?;
     let mut answer = Vec::new();
     let talked = async {
+        let mut stream = TcpStream::connect(address).await?;
         stream.write_all(bytes).await?;
         stream.read_to_end(&mut answer).await
     };

@@ -138,21 +138,9 @@ where
 {
     let bytes = &client.buffer.data()[..length];
     let rewritten = head_for_server::<U>(request, bytes);
-    let sent = write(&mut server.io, rewritten.as_deref().unwrap_or(bytes)).await;
-    if let Err(error) = sent {
-        // It may have answered before it closed, and else it was silent.
-        let answer = relay(
-            &mut server.io,
-            &mut server.buffer,
-            &mut client.io,
-            request,
-            fate,
-        );
-        return answer.await.map_err(|other| match other {
-            RelayError::Silence(_) => RelayError::Silence(error),
-            other => other,
-        });
-    }
+    // A server that stops reading may have answered first, or have said in a TLS
+    // alert why. What there is to read tells more than the failed write.
+    let _ = write(&mut server.io, rewritten.as_deref().unwrap_or(bytes)).await;
     relay(
         &mut server.io,
         &mut server.buffer,
