@@ -80,7 +80,11 @@ pub async fn serve(
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = drain.started() => return,
+            () = drain.started() => {
+                // The port is free before anybody hears that the drain is done.
+                drop(listener);
+                return;
+            }
         };
         match accepted {
             Ok((stream, client)) => {

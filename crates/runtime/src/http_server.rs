@@ -49,7 +49,11 @@ where
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = drain.started() => return,
+            () = drain.started() => {
+                // The port is free before anybody hears that the drain is done.
+                drop(listener);
+                return;
+            }
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
