@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tonic::metadata::MetadataMap;
 
 pub mod jwks;
+mod jws;
 pub mod local_issuer;
 pub mod token_review;
 
@@ -18,6 +19,8 @@ const MAX_TOKEN_LENGTH: usize = 8 * 1024;
 
 /// What usernames of ServiceAccounts begin with.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+pub use jws::JwsError;
 
 /// Decides whose token it is.
 #[tonic::async_trait]
@@ -115,9 +118,9 @@ pub enum AuthenticationError {
     #[error("the token is longer than {MAX_TOKEN_LENGTH} bytes")]
     TokenTooLong,
     #[error("the token is not one that its issuer signed: {0}")]
-    Signature(jsonwebtoken::errors::Error),
-    #[error("the token's claims cannot be read: {0}")]
-    Claims(&'static str),
+    Signature(#[from] JwsError),
+    #[error("the token's subject and its ServiceAccount differ")]
+    Contradiction,
     #[error("the token is of issuer {0:?}")]
     Issuer(String),
     #[error("the token is for another audience than this CA")]
@@ -145,7 +148,11 @@ impl AuthenticationError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoToken => "token_missing",
-            Self::TwoTokens | Self::NotBearer | Self::TokenTooLong | Self::Claims(_) => {
+            Self::TwoTokens
+            | Self::NotBearer
+            | Self::TokenTooLong
+            | Self::Contradiction
+            | Self::Signature(JwsError::NotThreeParts | JwsError::NotBase64 | JwsError::Json(_)) => {
                 "token_malformed"
             }
             Self::Signature(_) => "token_signature",

@@ -12,10 +12,9 @@ use arc_swap::ArcSwap;
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
+use super::jws::Keys;
 use super::{Authenticate, AuthenticationError, Caller, Pod};
 use crate::config::TokenRules;
 
@@ -78,7 +77,6 @@ impl JwksVerifier {
                 Ok(keys) => {
                     tracing::info!(
                         path = %self.path.display(),
-                        keys = keys.keys.len(),
                         "the token issuer's keys changed and were read again"
                     );
                     self.keys.store(Arc::new(keys));
@@ -89,30 +87,12 @@ impl JwksVerifier {
             }
         }
     }
-
-    fn verify(&self, token: &str) -> Result<Claims, AuthenticationError> {
-        let header = jsonwebtoken::decode_header(token).map_err(AuthenticationError::Signature)?;
-        let keys = self.keys.load();
-        let mut error = jsonwebtoken::errors::ErrorKind::InvalidSignature.into();
-        for key in keys.candidates(header.kid.as_deref()) {
-            match jsonwebtoken::decode::<Claims>(token, &key.key, &key.validation) {
-                Ok(token) => return Ok(token.claims),
-                Err(problem) => error = problem,
-            }
-        }
-        Err(match error.kind() {
-            jsonwebtoken::errors::ErrorKind::Json(_) => {
-                AuthenticationError::Claims("they are not those of a Kubernetes token")
-            }
-            _ => AuthenticationError::Signature(error),
-        })
-    }
 }
 
 #[tonic::async_trait]
 impl Authenticate for JwksVerifier {
     async fn authenticate(&self, token: &str) -> Result<Caller, AuthenticationError> {
-        let claims = self.verify(token)?;
+        let claims: Claims = self.keys.load().keys.verify(token)?;
         let since_epoch = self.clock.now().duration_since(UNIX_EPOCH);
         let now = since_epoch.unwrap_or_default().as_secs();
         claims.check(&self.issuer, &self.rules.audience, now)?;
@@ -126,63 +106,19 @@ impl Authenticate for JwksVerifier {
     }
 }
 
-/// The usable keys of a file.
+/// What the file holds.
 struct KeySet {
     text: Vec<u8>,
-    keys: Vec<Key>,
-}
-
-struct Key {
-    id: Option<String>,
-    key: DecodingKey,
-    /// Which algorithms this key may be used with; nothing else is left to the
-    /// library, because the rules on claims are ours.
-    validation: Validation,
+    keys: Keys,
 }
 
 impl KeySet {
     fn parse(text: Vec<u8>) -> Result<Self, JwksError> {
-        let set: JwkSet = serde_json::from_slice(&text)?;
-        let keys: Vec<_> = set.keys.iter().filter_map(Key::new).collect();
+        let keys = Keys::parse(&text)?;
         if keys.is_empty() {
             return Err(JwksError::NoKey);
         }
         Ok(Self { text, keys })
-    }
-
-    /// The keys that a token with this key ID may be signed with.
-    fn candidates<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a Key> {
-        self.keys
-            .iter()
-            .filter(move |key| id.is_none() || key.id.is_none() || key.id.as_deref() == id)
-    }
-}
-
-impl Key {
-    /// Takes a key of a kind that is safe for tokens; others are passed over,
-    /// as RFC 7517 (section 5) asks. A symmetric key in a public file is public.
-    fn new(jwk: &Jwk) -> Option<Self> {
-        let algorithms = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => {
-                vec![Algorithm::RS256, Algorithm::RS384, Algorithm::RS512]
-            }
-            AlgorithmParameters::EllipticCurve(ec) => match ec.curve {
-                EllipticCurve::P256 => vec![Algorithm::ES256],
-                EllipticCurve::P384 => vec![Algorithm::ES384],
-                _ => return None,
-            },
-            _ => return None,
-        };
-        let mut validation = Validation::new(*algorithms.first()?);
-        validation.algorithms = algorithms;
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        Some(Self {
-            id: jwk.common.key_id.clone(),
-            key: DecodingKey::from_jwk(jwk).ok()?,
-            validation,
-        })
     }
 }
 
@@ -240,9 +176,7 @@ impl Claims {
             return Err(AuthenticationError::NotYetValid(self.nbf));
         }
         match &self.kubernetes {
-            Some(bound) if self.sub != bound.username() => Err(AuthenticationError::Claims(
-                "subject and ServiceAccount differ",
-            )),
+            Some(bound) if self.sub != bound.username() => Err(AuthenticationError::Contradiction),
             _ => Ok(()),
         }
     }
