@@ -13,12 +13,14 @@ use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_pki::key::{KeyError, PrivateKey};
 use jsonwebtoken::jwk::{Jwk, JwkSet, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::Pod;
 
@@ -62,18 +64,12 @@ impl LocalIssuer {
             .create(directory)
             .map_err(problem)?;
         let key_path = directory.join(KEY_FILE);
-        let pem = match std::fs::read_to_string(&key_path) {
-            Ok(pem) => {
-                refuse_loose_permissions(&key_path)?;
-                zeroize::Zeroizing::new(pem)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let pem = PrivateKey::generate_rsa()?.to_pem()?;
-                write_new(&key_path, pem.as_bytes(), 0o600).map_err(problem)?;
-                pem
-            }
-            Err(error) => return Err(problem(error)),
-        };
+        if !key_path.exists() {
+            let pem = PrivateKey::generate_rsa()?.to_pem()?;
+            write_first(&key_path, pem.as_bytes()).map_err(problem)?;
+        }
+        refuse_loose_permissions(&key_path)?;
+        let pem = Zeroizing::new(std::fs::read_to_string(&key_path).map_err(problem)?);
         let key = EncodingKey::from_rsa_pem(pem.as_bytes())?;
         let mut jwk = Jwk::from_encoding_key(&key, ALGORITHM)?;
         let key_id = jwk.thumbprint(ThumbprintHash::SHA256)?;
@@ -81,10 +77,7 @@ impl LocalIssuer {
         let jwks_path = directory.join(JWKS_FILE);
         let set = serde_json::to_vec_pretty(&JwkSet { keys: vec![jwk] })?;
         if std::fs::read(&jwks_path).ok().as_ref() != Some(&set) {
-            let unfinished = directory.join(format!("{JWKS_FILE}.new"));
-            std::fs::remove_file(&unfinished)
-                .or_else(ignore_missing)
-                .map_err(problem)?;
+            let unfinished = beside(&jwks_path);
             write_new(&unfinished, &set, 0o644).map_err(problem)?;
             std::fs::rename(&unfinished, &jwks_path).map_err(problem)?;
         }
@@ -191,11 +184,24 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
-    match error.kind() {
-        ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
+/// Writes a private file, unless somebody else was first: the file is there
+/// whole or not at all, and never replaced.
+fn write_first(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let unfinished = beside(path);
+    write_new(&unfinished, content, 0o600)?;
+    let linked = std::fs::hard_link(&unfinished, path);
+    std::fs::remove_file(&unfinished)?;
+    match linked {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
+}
+
+/// A name in the same directory that nobody else uses.
+fn beside(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    path.with_extension(format!("new-{}-{number}", std::process::id()))
 }
 
 /// Why no tokens can be issued.
@@ -217,4 +223,42 @@ pub enum IssuerError {
     Sign(#[from] jsonwebtoken::errors::Error),
     #[error("writing the token issuer's public keys failed: {0}")]
     Encode(#[from] serde_json::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_opens_an_issuer_again_or_at_the_same_time_gets_the_same_key() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("issuer");
+        let open = || {
+            let issuer = LocalIssuer::open(&path, "https://a").unwrap();
+            std::fs::read(issuer.jwks_path()).unwrap()
+        };
+        let (one, two) = std::thread::scope(|scope| {
+            let (one, two) = (scope.spawn(open), scope.spawn(open));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        assert_eq!(one, two);
+        assert_eq!(open(), one);
+        let names = std::fs::read_dir(&path).unwrap().count();
+        assert_eq!(names, 2, "nothing unfinished stays behind");
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_not_used() {
+        let place = tempfile::tempdir().unwrap();
+        LocalIssuer::open(place.path(), "https://a").unwrap();
+        let key = place.path().join(KEY_FILE);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&key), 0o600);
+        std::fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+        let error = LocalIssuer::open(place.path(), "https://a").unwrap_err();
+        assert!(matches!(
+            error,
+            IssuerError::Permissions { mode: 0o640, .. }
+        ));
+    }
 }
