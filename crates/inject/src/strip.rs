@@ -19,6 +19,9 @@ use crate::sidecar::TOKEN_VOLUME;
 use crate::sidecar::TRUST_BUNDLE_VOLUME;
 use crate::status::Status;
 
+/// The most Secrets that a status is believed to have added.
+const MAX_PULL_SECRETS: usize = 64;
+
 /// Our parts of a pod, with the places that they had in their lists.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
@@ -59,7 +62,9 @@ pub(crate) fn strip(pod: &mut Value) -> Parts {
     restore_probes(spec, &app_probes(proxy));
     parts.status = take_status(pod);
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
-        let added = &parts.status.image_pull_secrets;
+        // A forged status may have any number, and each is compared with each.
+        let added = &mut parts.status.image_pull_secrets;
+        added.truncate(MAX_PULL_SECRETS);
         parts.image_pull_secrets = take(spec, "imagePullSecrets", |name| {
             added.iter().any(|secret| secret == name)
         });
