@@ -3,6 +3,7 @@
 
 use clap::Subcommand;
 
+pub mod demo;
 mod explain;
 mod inject;
 mod uninject;
@@ -10,6 +11,7 @@ mod uninject;
 /// What can be asked for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Demo(demo::Demo),
     Explain(explain::Explain),
     Inject(inject::Inject),
     Uninject(uninject::Uninject),
@@ -19,6 +21,7 @@ impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Demo(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),
             Self::Uninject(command) => command.run(),

@@ -5,13 +5,18 @@
 //! ```
 //!
 //! - [`commands`]: one file per command; each has its arguments and a `run`.
+//! - [`mesh`]: a mesh in one process, for the demo and the tests.
+//! - `config`: what the environment says.
 //! - [`manifest`]: streams of YAML or JSON documents, edited one by one.
 
 use clap::Parser;
 
 pub mod commands;
+mod config;
 pub mod manifest;
+pub mod mesh;
 
+/// Service mesh core for Kubernetes: sidecars, identities and mutual TLS.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead", version, max_term_width = 100)]
 pub struct Cli {

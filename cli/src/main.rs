@@ -4,17 +4,24 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use bulkhead::Cli;
+use bulkhead::commands::demo::Interrupted;
 use clap::Parser;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where stderr is gone too there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
+        // Where stderr is gone too there is nobody left to tell.
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => {
+                let _ = writeln!(std::io::stderr(), "\n{interrupted}");
+                interrupted.exit_code().into()
+            }
+            None => {
+                let _ = writeln!(std::io::stderr(), "error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -3,7 +3,7 @@
 //! asked for. The demo shows it; the tests try to break it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -30,9 +30,10 @@ const CA_DRAIN: Duration = Duration::from_secs(5);
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
 
 /// A CA and whatever proxies are started with it. Dropping it stops the CA and
-/// removes its directory.
+/// removes its directory, where the mesh made that itself.
 pub struct Mesh {
-    directory: TempDir,
+    directory: PathBuf,
+    _temporary: Option<TempDir>,
     issuer: LocalIssuer,
     ca_config: CaConfig,
     ca: Option<ca::App>,
@@ -40,13 +41,20 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Starts the CA.
+    /// Starts the CA, in a temporary directory.
     pub async fn start() -> anyhow::Result<Self> {
-        let directory = TempDir::with_prefix("bulkhead-")
+        let temporary = TempDir::with_prefix("bulkhead-")
             .context("making a temporary directory failed; is the disk full?")?;
-        let issuer = LocalIssuer::open(&directory.path().join("issuer"), TOKEN_ISSUER)?;
+        let mut mesh = Self::start_in(temporary.path()).await?;
+        mesh._temporary = Some(temporary);
+        Ok(mesh)
+    }
+
+    /// Starts the CA, in a directory that the caller looks after.
+    pub async fn start_in(directory: &Path) -> anyhow::Result<Self> {
+        let issuer = LocalIssuer::open(&directory.join("issuer"), TOKEN_ISSUER)?;
         let mut ca_config = CaConfig::new(
-            StoreLocation::Directory(directory.path().join("ca")),
+            StoreLocation::Directory(directory.join("ca")),
             AuthenticationSource::Jwks {
                 path: issuer.jwks_path().to_owned(),
                 issuer: TOKEN_ISSUER.to_owned(),
@@ -56,7 +64,8 @@ impl Mesh {
         ca_config.monitoring_listen = on_loopback(0);
         ca_config.server_names = vec![ServerName::Ip(on_loopback(0).ip())];
         let mut mesh = Self {
-            directory,
+            directory: directory.to_owned(),
+            _temporary: None,
             issuer,
             ca_config,
             ca: None,
@@ -113,7 +122,7 @@ impl Mesh {
 
     /// A file with the roots that the CA's own certificate chains to.
     pub fn roots_path(&self) -> PathBuf {
-        self.directory.path().join("roots.pem")
+        self.directory.join("roots.pem")
     }
 
     /// A token for a workload, as Kubernetes would have mounted it.
@@ -131,6 +140,12 @@ impl Mesh {
         Ok(self.issuer.mint(&request, self.clock.now())?)
     }
 
+    /// Where a workload's token lies once its settings have been made.
+    pub fn token_path(&self, namespace: &str, service_account: &str) -> PathBuf {
+        let name = format!("{namespace}-{service_account}.token");
+        self.directory.join(name)
+    }
+
     /// The settings of a workload's proxy: every port is one that is free, and
     /// the token lies in a file.
     pub fn workload(
@@ -138,10 +153,7 @@ impl Mesh {
         namespace: &str,
         service_account: &str,
     ) -> anyhow::Result<SidecarConfig> {
-        let token_path = self
-            .directory
-            .path()
-            .join(format!("{namespace}-{service_account}.token"));
+        let token_path = self.token_path(namespace, service_account);
         std::fs::write(&token_path, self.token(namespace, service_account)?)
             .context("writing a token failed")?;
         let mut config = SidecarConfig::new(
