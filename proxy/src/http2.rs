@@ -95,6 +95,17 @@ struct Server {
     broke: Break,
 }
 
+impl Server {
+    /// What a stream that got no response means.
+    fn failure(&self, error: &hyper::Error) -> Failure {
+        self.broke.failure().unwrap_or_else(|| {
+            let source = std::error::Error::source(error);
+            let source = source.map_or(String::new(), |source| format!(": {source}"));
+            Failure::new(Reason::UpstreamClosed, format!("{error}{source}"))
+        })
+    }
+}
+
 impl<C: Connect> Forward<C> {
     async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
@@ -108,15 +119,20 @@ impl<C: Connect> Forward<C> {
         }
     }
 
+    /// Sends a request; once more, on another connection, where the server went
+    /// away before the request left.
     async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
         let mut server = self.server().await?;
-        let sent = server.sender.send_request(request).await;
-        sent.map_err(|error| {
-            server.broke.failure().unwrap_or_else(|| {
-                let detail = format!("{error}{}", source(&error));
-                Failure::new(Reason::UpstreamClosed, detail)
-            })
-        })
+        let unsent = match server.sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) if server.broke.failure().is_none() => unsent,
+                _ => return Err(server.failure(error.error())),
+            },
+        };
+        let mut server = self.server().await?;
+        let sent = server.sender.send_request(unsent).await;
+        sent.map_err(|error| server.failure(&error))
     }
 
     /// A connection that takes another stream: the one that there is, or a new
@@ -185,10 +201,6 @@ fn grpc_status(reason: Reason) -> u16 {
         503 => 14,
         _ => 13,
     }
-}
-
-fn source(error: &hyper::Error) -> String {
-    std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"))
 }
 
 /// Runs hyper's tasks on the worker's own thread.

@@ -10,6 +10,7 @@ use bulkhead_core::reason::Reason;
 use bulkhead_core::sidecar::OutboundListener;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
+use futures::FutureExt as _;
 use tokio::net::TcpStream;
 
 use crate::buffer::Buffered;
@@ -22,7 +23,7 @@ use crate::http2;
 use crate::inbound::DETECTION_TIMEOUT;
 use crate::metrics::{Direction, Metrics};
 use crate::socket::{self, OverTcp};
-use crate::upstream::{Connect as _, Mesh, Pool};
+use crate::upstream::{Connect as _, Mesh, MeshStream, Pool};
 
 /// What a worker's connections to one upstream share.
 pub(crate) struct Outbound {
@@ -89,7 +90,7 @@ impl Outbound {
                     Ok(server) => {
                         let mut server = Buffered::new(server);
                         let copied = copy_both_ways(&mut client, &mut server, &metrics.meter).await;
-                        copied.inspect_err(|error| self.break_off(&client, &server, error))
+                        copied.inspect_err(|error| self.break_off(&client, &mut server, error))
                     }
                     Err(failure) => {
                         self.report(&failure);
@@ -101,14 +102,22 @@ impl Outbound {
         }
     }
 
-    /// Makes a connection that broke on one side break on the other too.
-    fn break_off(&self, client: &impl OverTcp, server: &impl OverTcp, error: &io::Error) {
+    /// Makes a connection that broke on one side break on the other too. A server
+    /// that refused the client said so in an alert, which may still be unread.
+    fn break_off(
+        &self,
+        client: &impl OverTcp,
+        server: &mut Buffered<MeshStream>,
+        error: &io::Error,
+    ) {
+        let unread = server.fill().now_or_never().and_then(Result::err);
+        let failures = [Some(error), unread.as_ref()].into_iter().flatten();
+        let mut failures = failures.map(Failure::of_upstream);
+        if let Some(refused) = failures.find(|it| it.reason == Reason::TlsHandshakeFailed) {
+            self.report(&refused);
+        }
         socket::reset_on_close(client);
         socket::reset_on_close(server);
-        let failure = Failure::of_upstream(error);
-        if failure.reason == Reason::TlsHandshakeFailed {
-            self.report(&failure);
-        }
     }
 
     fn report(&self, failure: &Failure) {

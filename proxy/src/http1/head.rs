@@ -104,6 +104,7 @@ pub struct ResponseHead {
     pub status: u16,
     /// As the headers say; a response to HEAD has no body whatever they say.
     pub framing: Framing,
+    /// Whether the server keeps the connection, if the framing allows it.
     pub keep_alive: bool,
     pub says_close: bool,
 }
@@ -182,7 +183,7 @@ pub fn parse_response(head: &[u8]) -> Result<ResponseHead, HeadError> {
         length: head.len(),
         status,
         framing,
-        keep_alive: fields.keep_alive(is_http10) && framing != Framing::UntilClose,
+        keep_alive: fields.keep_alive(is_http10),
         says_close: fields.close,
     })
 }
@@ -586,7 +587,7 @@ mod tests {
                 Framing::Chunked,
                 true,
             ),
-            ("HTTP/1.1 200 OK\r\n\r\n", Framing::UntilClose, false),
+            ("HTTP/1.1 200 OK\r\n\r\n", Framing::UntilClose, true),
             ("HTTP/1.1 204 No Content\r\n\r\n", Framing::NONE, true),
             (
                 "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",

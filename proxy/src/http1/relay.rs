@@ -87,14 +87,14 @@ where
         _ => response.framing,
     };
     let fate = fate();
+    let delimited = framing != Framing::UntilClose;
     let relayed = Relayed {
         status: response.status,
-        server_reusable: response.keep_alive
-            || (request.method == Method::Head && !response.says_close),
+        server_reusable: delimited && response.keep_alive,
         client_reusable: request.keep_alive
             && !fate.draining
-            && framing != Framing::UntilClose
-            && (fate.pooled || !response.says_close),
+            && delimited
+            && (fate.pooled || response.keep_alive),
         tunnel,
     };
     send(server, buffer, client, &response, framing, relayed)
@@ -167,7 +167,7 @@ where
     let whole = response.length + there;
     // The client learns the truth about its own connection.
     let says_close = !relayed.client_reusable && !relayed.tunnel;
-    if says_close == response.says_close || framing == Framing::UntilClose {
+    if says_close == response.says_close {
         write(client, &buffer.data()[..whole]).await?;
     } else {
         let close: &[u8] = if says_close {

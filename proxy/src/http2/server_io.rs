@@ -1,5 +1,8 @@
-//! A connection to a server that remembers how it broke. The HTTP/2 library
-//! passes on only that it did, and a TLS alert says why.
+//! A connection to a server that hears it out, and remembers how it broke.
+//!
+//! A server that refuses a client says so in a TLS alert and resets the
+//! connection. The HTTP/2 library gives up at the first write that fails, with
+//! the alert still unread, and of an error passes on only that there was one.
 
 use std::cell::OnceCell;
 use std::io;
@@ -21,9 +24,11 @@ impl Break {
     }
 }
 
-/// The connection, as it is but for its memory.
 pub(super) struct ServerIo<S> {
     io: S,
+    /// The server reads no more. What is written is dropped, and reading comes
+    /// to an end soon.
+    is_deaf: bool,
     broke: Break,
 }
 
@@ -31,8 +36,31 @@ impl<S> ServerIo<S> {
     pub(super) fn new(io: S) -> (Self, Break) {
         let broke = Break::default();
         let remembered = broke.clone();
-        (Self { io, broke }, remembered)
+        let this = Self {
+            io,
+            is_deaf: false,
+            broke,
+        };
+        (this, remembered)
     }
+
+    /// The outcome of a write, or `unheard` where nobody hears it any more.
+    fn written<T>(&mut self, outcome: Poll<io::Result<T>>, unheard: T) -> Poll<io::Result<T>> {
+        match outcome {
+            Poll::Ready(Err(error)) if is_reset(&error) => {
+                self.is_deaf = true;
+                Poll::Ready(Ok(unheard))
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for ServerIo<S> {
@@ -49,15 +77,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for ServerIo<S> {
     }
 }
 
-/// Nothing is to be learned from a failed write: what the server said before it
-/// closed is there to be read.
 impl<S: AsyncWrite + Unpin> AsyncWrite for ServerIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        if self.is_deaf {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.written(outcome, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -65,7 +95,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ServerIo<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+        let length = bytes.iter().map(|slice| slice.len()).sum();
+        if self.is_deaf {
+            return Poll::Ready(Ok(length));
+        }
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
+        self.written(outcome, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -73,10 +108,55 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ServerIo<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        if self.is_deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let outcome = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(outcome, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.is_deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let outcome = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.written(outcome, ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn what_a_server_said_before_it_reset_the_connection_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, server) = tokio::join!(client, listener.accept());
+        let (mut server, _) = server.unwrap();
+        let (mut client, broke) = ServerIo::new(client.unwrap());
+        client.write_all(b"unread").await.unwrap();
+        server.readable().await.unwrap();
+        server.write_all(b"a reason").await.unwrap();
+        // Closed with bytes unread, which is a reset.
+        drop(server);
+        let until_reset = async {
+            while !client.is_deaf {
+                client.write_all(b"more").await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), until_reset)
+            .await
+            .unwrap();
+        client.write_all(b"yet more").await.unwrap();
+        client.flush().await.unwrap();
+        let mut said = [0; 8];
+        client.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"a reason");
+        assert_eq!(broke.failure(), None);
     }
 }

@@ -59,9 +59,9 @@ impl Mesh {
         }
     }
 
-    /// The serial number of the certificate that connections are made with now.
-    pub(crate) fn generation(&self) -> Option<String> {
-        self.latest.get().map(|latest| latest.identity().serial())
+    /// What a connection would be made with now.
+    pub(crate) fn credentials(&self) -> Option<Arc<Credentials>> {
+        self.latest.get()
     }
 
     fn tls(&self) -> Result<(Arc<Credentials>, Arc<ClientConfig>), Failure> {

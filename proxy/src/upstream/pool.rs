@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Connect, Mesh, MeshStream};
 use crate::buffer::Buffered;
+use crate::credentials::Credentials;
 use crate::failure::Failure;
 use crate::http1::{Lease, Upstreams};
 
@@ -18,19 +20,22 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// The most idle connections kept for one upstream and worker.
 const MAX_IDLE: usize = 256;
 
-/// A worker's connections to one upstream. Cheap to clone.
+/// A worker's connections to one upstream, as one client connection uses them.
+/// Clones share what is idle.
 #[derive(Clone)]
 pub(crate) struct Pool {
     mesh: Rc<Mesh>,
     idle: Rc<RefCell<Vec<Idle>>>,
+    /// What the connection in use was made with.
+    in_use: Option<Arc<Credentials>>,
 }
 
 struct Idle {
     connection: Buffered<MeshStream>,
     since: Instant,
-    /// The certificate that it was made with. Requests do not travel under an
-    /// old one when there is a new one.
-    generation: Option<String>,
+    /// What it was made with. Requests do not travel under an old certificate
+    /// when there is a new one.
+    credentials: Option<Arc<Credentials>>,
 }
 
 impl Pool {
@@ -38,15 +43,17 @@ impl Pool {
         Self {
             mesh: Rc::new(mesh),
             idle: Rc::default(),
+            in_use: None,
         }
     }
 
     /// The latest that was given back and is still good: the others then age,
     /// and a pool that once was large shrinks.
     fn take_idle(&self) -> Option<Buffered<MeshStream>> {
-        let generation = self.mesh.generation();
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_TIMEOUT);
+        idle.retain(|idle| {
+            idle.since.elapsed() < IDLE_TIMEOUT && is_same(&idle.credentials, &self.in_use)
+        });
         while let Some(mut candidate) = idle.pop() {
             if is_quiet(&mut candidate.connection) {
                 return Some(candidate.connection);
@@ -56,11 +63,19 @@ impl Pool {
     }
 }
 
+fn is_same(one: &Option<Arc<Credentials>>, other: &Option<Arc<Credentials>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        _ => false,
+    }
+}
+
 impl Upstreams for Pool {
     type Io = MeshStream;
     const POOLED: bool = true;
 
     async fn take(&mut self, fresh: bool) -> Result<Lease<MeshStream>, Failure> {
+        self.in_use = self.mesh.credentials();
         if !fresh && let Some(connection) = self.take_idle() {
             return Ok(Lease {
                 connection,
@@ -79,7 +94,7 @@ impl Upstreams for Pool {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
-                generation: self.mesh.generation(),
+                credentials: self.in_use.take(),
             });
         }
     }
