@@ -41,6 +41,9 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// A client that does not answer a ping in time is gone.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection may live. Clients that stay connected spread over the
+/// replicas again this way, and nobody keeps a place for ever.
+const MAX_AGE: Duration = Duration::from_secs(3600);
 /// After a failed accept, which is nearly always a lack of file descriptors:
 /// trying again at once would take a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -127,8 +130,12 @@ impl Connection {
     async fn serve_until_closed(&mut self, acceptor: TlsAcceptor) {
         // A message is one small write; waiting to fill a packet only delays it.
         let _ = self.stream.set_nodelay(true);
-        let stream = std::pin::pin!(acceptor.accept(&mut self.stream));
-        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream).await else {
+        let handshake = acceptor.accept(&mut self.stream);
+        let handshake = tokio::select! {
+            handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => handshake,
+            () = self.drain.started() => return,
+        };
+        let Ok(Ok(stream)) = handshake else {
             self.metrics.handshake_failures.inc();
             tracing::debug!(client = %self.client, "a client did not agree on TLS");
             return;
@@ -145,10 +152,17 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain.started() => {
+            ended = connection.as_mut() => Some(ended),
+            () = self.drain.started() => None,
+            () = tokio::time::sleep(MAX_AGE) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                // Time for the calls in hand, and for the client to read on.
+                let rest = tokio::time::timeout(2 * CALL_TIMEOUT, connection);
+                rest.await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
