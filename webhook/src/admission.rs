@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 use crate::events::{Notice, Notices};
 use crate::metrics::Metrics;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, is_name};
 use crate::review::{Denial, Request, Verdict, shown};
 
 /// Decides about pods, for every connection.
@@ -80,13 +80,19 @@ impl Injector {
             return Ok(self.denied("malformed_pod", message));
         }
         let named = pod.pointer("/metadata/namespace").and_then(Value::as_str);
-        let name = match (request.namespace.as_deref(), named) {
-            (Some(name), _) | (None, Some(name)) if !name.is_empty() => name,
-            _ => {
-                let message = "the AdmissionReview does not name the pod's namespace".to_owned();
-                return Ok(self.denied("malformed_review", message));
-            }
-        };
+        let name = request
+            .namespace
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .or(named)
+            .unwrap_or_default();
+        if !is_name(name) {
+            let message = format!(
+                "the AdmissionReview has to name the pod's namespace, and {:?} cannot be one",
+                shown(name)
+            );
+            return Ok(self.denied("malformed_review", message));
+        }
         let decision = self.decide(&pod, name).await?;
         Ok(self.verdict(request, &pod, name, decision))
     }

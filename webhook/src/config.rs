@@ -131,9 +131,7 @@ impl Config {
                 .text("BULKHEAD_WEBHOOK_NAMESPACES")
                 .map(PathBuf::from),
             register: settings.or("BULKHEAD_WEBHOOK_REGISTER", true),
-            configuration: settings
-                .text("BULKHEAD_WEBHOOK_CONFIGURATION")
-                .unwrap_or_else(|| registration::DEFAULT_NAME.to_owned()),
+            configuration: configuration(&settings),
             certificate: certificate_source(&settings),
             lifetimes: Lifetimes {
                 certificate: lasting("BULKHEAD_WEBHOOK_CERTIFICATE_LIFETIME", usual.certificate),
@@ -212,6 +210,22 @@ fn defaults(settings: &Settings<'_>) -> Defaults {
         system_namespace,
         ..Defaults::new(pod)
     }
+}
+
+/// The name of the MutatingWebhookConfiguration in the process's environment:
+/// all that taking it away depends on.
+pub fn configuration_from_environment() -> String {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the webhook reads its environment"
+    )]
+    configuration(&Settings::new(&|name| std::env::var(name).ok()))
+}
+
+fn configuration(settings: &Settings<'_>) -> String {
+    settings
+        .text("BULKHEAD_WEBHOOK_CONFIGURATION")
+        .unwrap_or_else(|| registration::DEFAULT_NAME.to_owned())
 }
 
 /// The variable that holds the installation's value of an annotation.

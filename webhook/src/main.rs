@@ -1,5 +1,7 @@
 //! `bulkhead-webhook`: answers the API server's admission reviews. Its settings
 //! are environment variables, listed in [`bulkhead_webhook::config`].
+//! `bulkhead-webhook unregister` takes its registration away, for whoever
+//! uninstalls it.
 
 use std::process::ExitCode;
 
@@ -8,7 +10,7 @@ use bulkhead_core::sidecar::LogFormat;
 use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
 use bulkhead_webhook::app::{App, Deps};
-use bulkhead_webhook::config::Config;
+use bulkhead_webhook::config::{self, Config};
 use bulkhead_webhook::{namespaces, registration};
 use kube::Client;
 
@@ -27,17 +29,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<()> {
-    let config = Config::from_environment()?;
-    let format = match config.log_format {
-        LogFormat::Json => log::Format::Json,
-        LogFormat::Text => log::Format::Text,
-    };
-    log::init(&config.log_level, format)?;
     match std::env::args().nth(1).as_deref() {
-        None => serve(config).await,
-        Some("unregister") => {
-            Ok(registration::unregister(&config.configuration, api_server().await?).await?)
-        }
+        None => serve(Config::from_environment()?).await,
+        Some("unregister") => unregister(&config::configuration_from_environment()).await,
         Some(other) => bail!("{other:?} is no command; there is only unregister"),
     }
 }
@@ -48,7 +42,19 @@ async fn api_server() -> Result<Client> {
         .context("finding the API server: neither in a pod, nor is there a kubeconfig")
 }
 
+async fn unregister(configuration: &str) -> Result<()> {
+    log::init("info", log::Format::Text)?;
+    registration::unregister(configuration, api_server().await?)
+        .await
+        .with_context(|| format!("deleting the MutatingWebhookConfiguration {configuration}"))
+}
+
 async fn serve(config: Config) -> Result<()> {
+    let format = match config.log_format {
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::Format::Text,
+    };
+    log::init(&config.log_level, format)?;
     let mut signals = Signals::catch().context("catching SIGTERM and SIGINT")?;
     let deps = match &config.namespaces {
         Some(path) => Deps::fixed(namespaces::file::read(path)?),

@@ -10,7 +10,7 @@
 //! may be too: whoever labels a namespace and creates a pod at once is served by
 //! an API server that knows the label already. So an unknown namespace is read
 //! before the answer, and so is a known one that would leave a pod without its
-//! sidecar; see [`crate::admission`].
+//! sidecar; see `admission`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -103,7 +103,7 @@ impl Namespaces {
         known.get(name).cloned()
     }
 
-    /// Whether [`Namespaces::read`] may know more than [`Namespaces::get`].
+    /// Whether `read` may know more than `get`.
     pub(crate) fn may_lag(&self) -> bool {
         self.cluster.is_some()
     }
@@ -139,10 +139,23 @@ impl Namespaces {
 
     /// The namespaces whose annotations decide, which no selector sees; nothing
     /// before all namespaces are known, and kept up to date while
-    /// [`watch_namespaces`] runs.
+    /// `watch_namespaces` runs.
     pub(crate) fn standings(&self) -> watch::Receiver<Option<BTreeMap<String, Standing>>> {
         self.standings.subscribe()
     }
+}
+
+/// Whether a text can be a namespace's name: an RFC 1123 label. It becomes a
+/// part of a URL that we ask for with our own rights, so nothing else may.
+pub(crate) fn is_name(text: &str) -> bool {
+    let is_alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(is_alphanumeric)
+        && bytes.last().is_some_and(is_alphanumeric)
+        && bytes
+            .iter()
+            .all(|byte| is_alphanumeric(byte) || *byte == b'-')
 }
 
 fn namespace(metadata: ObjectMeta) -> Namespace {

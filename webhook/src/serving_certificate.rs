@@ -16,11 +16,11 @@
 //! been in the API server's configuration for a while.
 //!
 //! In reading order:
-//! - [`slots`]: a CA of our own and its certificate, with a plan that renews
+//! - `slots`: a CA of our own and its certificate, with a plan that renews
 //!   them in time; pure.
-//! - [`secret`]: the slots in a Secret, which replicas share, or in memory.
-//! - [`files`]: a certificate that somebody else makes and renews.
-//! - [`gate`]: whether a certificate may be served yet; pure.
+//! - `secret`: the slots in a Secret, which replicas share, or in memory.
+//! - `files`: a certificate that somebody else makes and renews.
+//! - `gate`: whether a certificate may be served yet; pure.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -173,6 +173,13 @@ impl Publisher {
     }
 
     fn serve(&mut self, credential: Credential) {
+        let leaf = credential.certificate.leaf();
+        let served = self.serving.as_ref();
+        if served.is_some_and(|served| served.certificate.leaf() == leaf) {
+            // Only what is said of the bundle is new.
+            self.serving = Some(credential);
+            return;
+        }
         match credential.certificate.server_config(ALPN) {
             Ok(config) => {
                 self.tls.send_replace(Some(config));
@@ -180,10 +187,7 @@ impl Publisher {
                     .certificate_expires("serving", credential.certificate.not_after());
                 self.metrics
                     .certificate_expires("authority", credential.authority.not_after());
-                tracing::info!(
-                    serial = credential.certificate.leaf().serial(),
-                    "serving a new certificate"
-                );
+                tracing::info!(serial = leaf.serial(), "serving a new certificate");
                 self.serving = Some(credential);
             }
             Err(error) => {

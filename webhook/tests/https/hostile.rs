@@ -119,6 +119,10 @@ async fn a_review_that_may_be_about_a_pod_and_is_not_understood_is_denied() {
         (with("object", json!([])), "not a JSON object"),
         (with("object", json!("pod")), "not a JSON object"),
         (with("namespace", json!("")), "namespace"),
+        (with("namespace", json!("mesh/secrets/x")), "namespace"),
+        (with("namespace", json!("..")), "namespace"),
+        (with("namespace", json!("mesh?watch=true")), "namespace"),
+        (with("namespace", json!("m".repeat(64))), "namespace"),
     ] {
         let response = client.review(&review).await;
         assert_eq!(response["allowed"], false, "{review}");
