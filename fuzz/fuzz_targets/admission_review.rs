@@ -41,13 +41,12 @@ fuzz_target!(|bytes: &[u8]| {
 
     let mut patched = pod.clone();
     json_patch::patch(&mut patched, &injection.patch).expect("the patch fits the pod");
-    assert_eq!(patched, injection.pod, "the patch makes the pod");
-    match inject(&injection.pod, &namespace, &DEFAULTS) {
+    match inject(&patched, &namespace, &DEFAULTS) {
         Decision::Inject(again) => assert!(again.patch.is_empty(), "injecting twice is once"),
         other => panic!("an injected pod is answered with {other:?}"),
     }
     if !uses_our_names(&pod) {
-        assert_eq!(uninject(injection.pod), pod, "what went in comes out");
+        assert_eq!(uninject(patched), pod, "what went in comes out");
     }
 });
 
