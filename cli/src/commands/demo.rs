@@ -110,7 +110,11 @@ impl Demo {
     async fn perform(&self, directory: &Path) -> anyhow::Result<()> {
         let mut narrator = self.narrator();
         let mut stage = Stage::new(directory);
-        let told = tell(steps::ALL, &mut stage, narrator.as_mut()).await?;
+        let told = tell(steps::ALL, &mut stage, narrator.as_mut())
+            .await
+            // Not as an error of output: whoever stops reading has no proof, and
+            // the exit code must not say so.
+            .map_err(|error| anyhow::anyhow!("the story was not told to its end: {error:#}"))?;
         if self.keep {
             narrator.aside(&keep::what_to_try(&mut stage).await?)?;
             std::future::pending::<()>().await;

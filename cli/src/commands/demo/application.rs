@@ -16,14 +16,26 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
+
+/// A request for this path is answered only when the application is told to.
+pub(super) const SLOW: &str = "/slow";
 
 /// A running application; dropping it stops it.
 pub(super) struct Application {
     pub(super) address: SocketAddr,
-    requests: Arc<AtomicU64>,
+    state: Arc<State>,
     task: AbortHandle,
+}
+
+struct State {
+    name: &'static str,
+    requests: AtomicU64,
+    /// How many requests for [`SLOW`] have come.
+    slow: AtomicU64,
+    release: watch::Sender<bool>,
 }
 
 impl Application {
@@ -41,17 +53,22 @@ impl Application {
             .map(|certificate| certificate.server_config(["http/1.1"]))
             .transpose()?
             .map(TlsAcceptor::from);
-        let requests = Arc::<AtomicU64>::default();
-        let counted = Arc::clone(&requests);
+        let state = Arc::new(State {
+            name,
+            requests: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+            release: watch::Sender::new(false),
+        });
+        let served = Arc::clone(&state);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (tls, counted) = (tls.clone(), Arc::clone(&counted));
+                let (tls, state) = (tls.clone(), Arc::clone(&served));
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(stream, name, counted).await,
+                        None => serve(stream, state).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, name, counted).await;
+                                serve(stream, state).await;
                             }
                         }
                     }
@@ -60,14 +77,24 @@ impl Application {
         });
         Ok(Self {
             address,
-            requests,
+            state,
             task: task.abort_handle(),
         })
     }
 
     /// How many requests it has seen.
     pub(super) fn seen(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.state.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many requests for [`SLOW`] it has seen.
+    pub(super) fn seen_slow(&self) -> u64 {
+        self.state.slow.load(Ordering::Relaxed)
+    }
+
+    /// Has it answer the slow requests, from now on at once.
+    pub(super) fn answer_slow(&self) {
+        self.state.release.send_replace(true);
     }
 }
 
@@ -77,14 +104,11 @@ impl Drop for Application {
     }
 }
 
-async fn serve<S>(stream: S, name: &'static str, requests: Arc<AtomicU64>)
+async fn serve<S>(stream: S, state: Arc<State>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let service = service_fn(|request: Request<Incoming>| {
-        requests.fetch_add(1, Ordering::Relaxed);
-        answer(name, request)
-    });
+    let service = service_fn(|request| answer(&state, request));
     // A client that goes away is no failure of the application's.
     let _ = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -92,10 +116,17 @@ where
 }
 
 async fn answer(
-    name: &str,
+    state: &State,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let line = format!("{name}: {} {}\n", request.method(), request.uri().path());
+    state.requests.fetch_add(1, Ordering::Relaxed);
+    let (method, path) = (request.method(), request.uri().path());
+    let line = format!("{}: {method} {path}\n", state.name);
+    if path == SLOW {
+        state.slow.fetch_add(1, Ordering::Relaxed);
+        // The state outlives this, and the sender is in it.
+        let _ = state.release.subscribe().wait_for(|release| *release).await;
+    }
     let body = match request.into_body().collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => Bytes::new(),

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::http::Connection;
 
-/// Also the most requests that are in hand at once.
+/// Also the most of their requests that are in hand at once.
 pub(super) const VISITORS: u64 = 8;
 /// Between two requests of a visitor: load enough to be hurt, and the rest of
 /// the machine stays usable.

@@ -12,8 +12,8 @@ pub(super) const ALL: &[Step] = &[
     Step {
         name: "inject",
         title: "A Deployment of a labelled namespace makes a pod, and the webhook adds its sidecar.",
-        why: "One label on a namespace, not an edit in every manifest. The kubelet's probes are led \
-              through the sidecar too, or STRICT would fail them.",
+        why: "One label on a namespace, not an edit in every manifest. The kubelet's probes go through \
+              the sidecar too, because STRICT would refuse them.",
         prove: |stage| Box::pin(admission::inject(stage)),
     },
     Step {
@@ -93,7 +93,7 @@ pub(super) const ALL: &[Step] = &[
     },
     Step {
         name: "drain",
-        title: "One of cart's two replicas is stopped while requests run.",
+        title: "One of cart's two replicas is stopped while requests run, some of them slow.",
         why: "Every rollout stops proxies. Nobody should notice.",
         prove: |stage| Box::pin(continuity::drain(stage)),
     },

@@ -197,7 +197,7 @@ impl<W: Write> Narrator for Text<W> {
 }
 
 const WHERE_NEXT: &str = "\
-Where to look next
+Where to look next (bulkhead is cargo run --release --, or target/release/bulkhead)
   bulkhead demo --keep                       leaves all of this running, with addresses to try
   bulkhead inject -f examples/shop.yaml      shows what a manifest becomes
   bulkhead explain                           lists every annotation

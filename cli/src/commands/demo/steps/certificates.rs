@@ -43,7 +43,7 @@ pub(super) async fn issue(stage: &mut Stage) -> anyhow::Result<Proof> {
         pods.len()
     ))
     .with(format!(
-        "CSR over gRPC and TLS to {}, with the token of the pod's ServiceAccount",
+        "each pod sent a CSR over gRPC and TLS to {}, with its ServiceAccount's token",
         mesh.ca_address()
     ));
     let mut keys = BTreeSet::new();

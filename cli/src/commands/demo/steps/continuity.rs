@@ -1,6 +1,7 @@
 //! What changes while requests run, and costs none of them.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,10 +10,12 @@ use bulkhead_proxy::credentials::Latest;
 use bulkhead_runtime::drain::Outcome;
 use futures::future::try_join_all;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::certificates::credentials;
-use crate::commands::demo::http;
+use crate::commands::demo::application::SLOW;
+use crate::commands::demo::http::{self, Answer, Connection};
 use crate::commands::demo::load::{Load, Tally, VISITORS};
 use crate::commands::demo::stage::Stage;
 use crate::commands::demo::story::{Proof, expect};
@@ -23,6 +26,11 @@ const ROTATIONS: usize = 20;
 const REQUESTS_EACH: u64 = 50;
 /// How many are served before and after something happens.
 const REQUESTS_AROUND: u64 = 500;
+/// More than there are visitors, whose connections front's proxy keeps: so that
+/// it makes new ones, to one replica after the other.
+const SLOW_REQUESTS: u64 = 2 * VISITORS;
+/// How often something that is awaited is looked for.
+const LOOK: Duration = Duration::from_millis(2);
 /// A renewal takes milliseconds; after a failure it waits a second or two.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -130,55 +138,93 @@ pub(super) async fn drain(stage: &mut Stage) -> anyhow::Result<Proof> {
     let progress = stage.progress.clone();
     let (_, workloads) = stage.workloads().await?;
     let replica = workloads.replica.take().context("cart-1 is gone already")?;
+    let (cart, other) = (&workloads.cart_application, &workloads.replica_application);
     let port = replica.addresses.inbound[0];
     let load = Load::start(workloads.dial_replicas());
-    let before = workloads.replica_application.seen();
     load.answered(REQUESTS_AROUND).await;
-    let seen = workloads.replica_application.seen();
-    expect(
-        seen > before,
-        "cart-1 to serve a part of the requests",
-        "none",
-    )?;
 
-    progress.show("cart-1's proxy finishes what it has in hand".to_owned());
-    let outcome = replica.drain().await;
+    let mut slow = slow_requests(workloads.dial_replicas());
+    until(|| cart.seen_slow() + other.seen_slow() == SLOW_REQUESTS).await;
+    let in_hand = other.seen_slow();
+    expect(in_hand > 0, "cart-1 to have a request in hand", "none")?;
+    progress.show(format!(
+        "cart-1's proxy stops, with {in_hand} requests in hand"
+    ));
+    let draining = tokio::spawn(replica.drain());
+    until_closed(port).await;
+    let is_waiting = !draining.is_finished();
+    expect(
+        is_waiting,
+        "the drain to wait for what is in hand",
+        "its end",
+    )?;
+    let by_cart = cart.seen();
+    load.answered(REQUESTS_AROUND).await;
+
+    cart.answer_slow();
+    other.answer_slow();
+    while let Some(answer) = slow.join_next().await {
+        let answer = answer?.context("expected an answer to each request in hand")?;
+        expect(
+            answer.status == 200,
+            "200 for each request in hand",
+            answer.shown(),
+        )?;
+    }
+    let outcome = draining.await?;
     let is_finished = outcome == Outcome::Finished;
     expect(
         is_finished,
         "the drain to finish its work",
         format!("{outcome:?}"),
     )?;
-    let is_gone = TcpStream::connect(port).await.is_err();
-    expect(
-        is_gone,
-        "nobody at the stopped proxy's port",
-        "somebody who accepts",
-    )?;
 
-    let by_replica = workloads.replica_application.seen();
-    let by_cart = workloads.cart_application.seen();
-    // Some of those that are answered next were in hand when we looked.
-    load.answered(REQUESTS_AROUND + VISITORS).await;
+    let by_other = other.seen();
+    load.answered(REQUESTS_AROUND).await;
     let tally = load.stop().await;
     without_failure(&tally)?;
-    let late = workloads.replica_application.seen() - by_replica;
+    let late = other.seen() - by_other;
     expect(late == 0, "no request at cart-1 after its end", late)?;
-    let rest = workloads.cart_application.seen() - by_cart;
-    let is_served = rest >= REQUESTS_AROUND;
-    expect(is_served, "cart-0 to serve all that followed", rest)?;
     Ok(Proof::new(format!(
         "{} requests, 0 failed; the other replica took over",
-        tally.served
+        tally.served + SLOW_REQUESTS
     ))
     .with(format!(
-        "both replicas serve; cart-1 answered {} of the first",
-        by_replica - before
+        "cart-1's proxy was told to stop with {in_hand} slow requests in hand, and closed {port}"
     ))
     .with(format!(
-        "cart-1's proxy finished what it had in hand, and {port} is closed"
+        "all {in_hand} were answered with 200; only then did the proxy end"
     ))
-    .with(format!("the next {rest} requests: all by cart-0")))
+    .with(format!(
+        "meanwhile and since, cart-0 served {}",
+        cart.seen() - by_cart
+    )))
+}
+
+/// Requests that are in hand until the applications are told to answer. They are
+/// no GETs, so that nothing on their way may send them twice.
+fn slow_requests(address: SocketAddr) -> JoinSet<anyhow::Result<Answer>> {
+    let mut slow = JoinSet::new();
+    for _ in 0..SLOW_REQUESTS {
+        slow.spawn(async move {
+            let mut connection = Connection::to(address).await?;
+            connection.post(SLOW, "text/plain", "order").await
+        });
+    }
+    slow
+}
+
+/// Waits until nobody accepts connections there.
+async fn until_closed(address: SocketAddr) {
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    while !holds() {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn without_failure(tally: &Tally) -> anyhow::Result<()> {
