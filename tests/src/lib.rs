@@ -5,6 +5,8 @@
 //! - [`api_server`]: a real Kubernetes API server.
 //! - [`namespace`]: a namespace in it for one test, with its pods,
 //!   ServiceAccounts and tokens.
+//! - [`envoy`]: a real Envoy.
+//! - [`metrics`]: what a program of ours has counted.
 //! - [`config`]: what the tests are told by their environment.
 //! - [`balancer`]: one address for several replicas.
 
@@ -12,4 +14,6 @@ pub mod api_server;
 pub mod apps;
 pub mod balancer;
 pub mod config;
+pub mod envoy;
+pub mod metrics;
 pub mod namespace;

@@ -1,11 +1,12 @@
 //! A connection that breaks on one side breaks on the other. At an orderly end,
 //! half of an answer would be taken for all of it.
 
+use std::io;
+use std::time::Duration;
+
 use bulkhead_core::policy::MtlsMode;
 use bulkhead_tests::apps;
 use socket2::SockRef;
-use std::io;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;

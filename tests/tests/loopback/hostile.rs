@@ -35,11 +35,7 @@ fn hostile() -> Vec<Vec<u8>> {
         // A record that promises much and holds little, and one of another kind.
         vec![22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff],
         [vec![22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc], vec![0; 16_380]].concat(),
-        [
-            vec![22, 3, 1, 0, 1, 1],
-            vec![22, 3, 1, 0, 1, 0].repeat(5_000),
-        ]
-        .concat(),
+        [vec![22, 3, 1, 0, 1, 1], [22, 3, 1, 0, 1, 0].repeat(5_000)].concat(),
         vec![21, 3, 3, 0, 2, 2, 40],
     ];
     // Pseudo-random bytes behind each beginning, the same in every run.

@@ -1,5 +1,7 @@
 //! A mesh in one process: what its users rely on, and how it fails them.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod admin;
 mod broken;
 mod bytes;

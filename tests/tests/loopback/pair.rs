@@ -1,13 +1,12 @@
 //! Two workloads and a proxy each, which most tests begin with.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bulkhead::mesh::{self, Mesh};
 use bulkhead_core::policy::MtlsMode;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_proxy::app::Proxy;
-use tokio::time::timeout;
+use bulkhead_tests::metrics;
 
 /// `web/front` calls `shop/cart` through both proxies.
 pub(crate) struct Pair {
@@ -54,27 +53,8 @@ impl Pair {
     }
 }
 
-/// The sum of the metrics that have this name and these labels.
-pub(crate) fn metric(proxy: &Proxy, name: &str, labels: &[&str]) -> f64 {
-    let text = proxy.monitoring.metrics();
-    text.lines()
-        .filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)))
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-        .sum()
-}
-
-/// Waits until that sum is `expected`: a client has its answer a moment before
-/// the proxy has counted it. Fails, with all metrics, where it does not come.
+/// Waits until the metrics that have this name and these labels sum up to
+/// `expected`.
 pub(crate) async fn metric_becomes(proxy: &Proxy, name: &str, labels: &[&str], expected: f64) {
-    let becomes = async {
-        while metric(proxy, name, labels) != expected {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    if timeout(Duration::from_secs(10), becomes).await.is_err() {
-        panic!(
-            "{name} {labels:?} did not become {expected}:\n{}",
-            proxy.monitoring.metrics()
-        );
-    }
+    metrics::become_sum(&proxy.monitoring, name, labels, expected).await;
 }
