@@ -8,7 +8,9 @@
 //! - `story`: what a step is, and what comes of it.
 //! - `steps`: the steps, in their order; one file for each group.
 //! - `stage`: what the steps share, started when the first one needs it.
-//! - `actors` of the stage: `application`, `http`, `load`, `reviewer`, `wiretap`.
+//! - Who acts on it: `reviewer` (the API server's part), `application`, `load`
+//!   (visitors), `wiretap` (a stranger); and what they speak and read: `http`,
+//!   `wire`.
 //! - `narrator`: the same story for a terminal, a file or a program.
 //! - `keep`: what a person can try while everything is left running.
 
