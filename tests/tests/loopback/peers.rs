@@ -82,7 +82,7 @@ async fn a_request_goes_to_another_endpoint_when_one_is_gone() {
 async fn an_upstream_that_is_gone_is_named_as_such() {
     let app = apps::echo_http().await.unwrap();
     let pair = Pair::start(app.address, MtlsMode::Strict).await;
-    drop(pair.server);
+    pair.server.drain().await;
     let answer = apps::get(pair.client.addresses.outbound[0], "/")
         .await
         .unwrap();
