@@ -238,6 +238,15 @@ fn bad_yaml_is_an_error_with_its_place() {
 }
 
 #[test]
+fn a_workload_without_a_pod_template_is_refused() {
+    let report = failed(bulkhead(
+        &["inject", "-f", "-"],
+        "kind: Deployment\nmetadata: {name: a}\nspec: {}\n",
+    ));
+    assert!(report.contains("deployment/a: refused, document 1 (line 1): it has no pod template"));
+}
+
+#[test]
 fn a_boolean_where_a_label_belongs_is_explained() {
     let pod = "kind: Pod\nmetadata: {name: a, labels: {bulkhead.io/inject: true}}\nspec: {containers: [{name: app}]}\n";
     let report = failed(bulkhead(&["inject", "-f", "-"], pod));

@@ -153,8 +153,16 @@ impl<W: Write> Injector<W> {
             let name = object.name().unwrap_or_default();
             name.clone_into(&mut self.defaults.settings.sidecar.workload);
         }
-        let Some(pod) = object.pod_mut() else {
+        if !object.makes_pods() {
             writeln!(self.report, "{reference}: left as it is (makes no pods)")?;
+            return Ok(false);
+        }
+        let Some(pod) = object.pod_mut() else {
+            self.refused += 1;
+            writeln!(
+                self.report,
+                "{reference}: refused, {place}: it has no pod template"
+            )?;
             return Ok(false);
         };
         match bulkhead_inject::inject_in_place(pod, &namespace, &self.defaults) {

@@ -52,12 +52,15 @@ impl Object<'_> {
         text(self.value.get("metadata")?, "namespace")
     }
 
-    /// The pod or pod template; nothing where the object makes no pods.
+    /// Whether the object is of a kind that makes pods.
+    pub fn makes_pods(&self) -> bool {
+        path_of(self.value).is_some()
+    }
+
+    /// The pod or pod template, where the object has one.
     pub fn pod_mut(&mut self) -> Option<&mut Value> {
-        let kind = text(self.value, "kind")?;
-        let (_, path) = WORKLOADS.iter().find(|(workload, _)| *workload == kind)?;
         let mut value = &mut *self.value;
-        for field in *path {
+        for field in path_of(value)? {
             value = value.get_mut(*field)?;
         }
         Some(value)
@@ -67,6 +70,13 @@ impl Object<'_> {
     pub fn is_pod(&self) -> bool {
         text(self.value, "kind") == Some("Pod")
     }
+}
+
+/// Where the pod is in an object of its kind; nothing where the kind has none.
+fn path_of(value: &Value) -> Option<&'static [&'static str]> {
+    let kind = text(value, "kind")?;
+    let (_, path) = WORKLOADS.iter().find(|(workload, _)| *workload == kind)?;
+    Some(path)
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {

@@ -55,6 +55,7 @@ pub(crate) fn injected(
 ) -> Result<Value, Refusal> {
     let mut pod = pod.clone();
     let parts = strip::strip(&mut pod);
+    check_names(&pod)?;
     describe(&pod, &mut settings)?;
     settings.sidecar.probes = rewrite_probes(&mut pod, &settings)?;
     let mut status = Status {
@@ -70,6 +71,34 @@ pub(crate) fn injected(
     let annotations = status.ensure(Parent::Annotations, &mut pod);
     annotations[annotation::STATUS] = Value::String(to_text(&status));
     Ok(pod)
+}
+
+/// Refuses a pod that has one of our names once our parts are out of it: it is
+/// the user's, and would be lost or clash.
+fn check_names(pod: &Value) -> Result<(), Refusal> {
+    let Some(spec) = pod["spec"].as_object() else {
+        return Ok(());
+    };
+    for (list, kind) in [
+        ("initContainers", "container"),
+        ("containers", "container"),
+        ("volumes", "volume"),
+    ] {
+        let taken = pod::list(spec, list)
+            .iter()
+            .filter_map(pod::name)
+            .find(|name| sidecar::is_reserved(name));
+        if let Some(name) = taken {
+            return Err(Refusal {
+                reason: RefuseReason::ReservedName,
+                message: format!(
+                    "the pod has a {kind} of the name {name:?}, which belongs to the sidecar; \
+                     rename it, or, where it is left over from an earlier injection, remove it"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Puts into the settings what the pod itself says of its workload.

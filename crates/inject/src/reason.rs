@@ -116,6 +116,8 @@ pub enum RefuseReason {
     UnknownAnnotation,
     /// The application uses a port that belongs to the sidecar.
     ReservedPort,
+    /// A container or volume has a name that belongs to the sidecar.
+    ReservedName,
     /// A probe points to the sidecar, and what it was before is lost.
     LostProbe,
     /// The document is not a pod.
@@ -125,10 +127,11 @@ pub enum RefuseReason {
 }
 
 impl RefuseReason {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::InvalidAnnotation,
         Self::UnknownAnnotation,
         Self::ReservedPort,
+        Self::ReservedName,
         Self::LostProbe,
         Self::MalformedPod,
         Self::TooLarge,
@@ -139,6 +142,7 @@ impl RefuseReason {
             Self::InvalidAnnotation => "invalid_annotation",
             Self::UnknownAnnotation => "unknown_annotation",
             Self::ReservedPort => "reserved_port",
+            Self::ReservedName => "reserved_name",
             Self::LostProbe => "lost_probe",
             Self::MalformedPod => "malformed_pod",
             Self::TooLarge => "too_large",

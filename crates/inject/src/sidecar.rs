@@ -35,12 +35,13 @@ use k8s_openapi::api::core::v1::VolumeMount;
 use k8s_openapi::api::core::v1::VolumeProjection;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
 use crate::Refusal;
+use crate::pod;
 use crate::reason::RefuseReason;
 
-/// The container that enforces mTLS. The name is reserved: a container that has
-/// it is ours and is replaced.
+/// The container that enforces mTLS.
 pub const PROXY_CONTAINER: &str = "bulkhead-proxy";
 /// The container that redirects the pod's traffic, and ends.
 pub const INIT_CONTAINER: &str = "bulkhead-init";
@@ -51,6 +52,29 @@ pub const TRUST_BUNDLE_VOLUME: &str = "bulkhead-trust-bundle";
 /// The ConfigMap that the bundle comes from. The CA keeps one in every meshed
 /// namespace; a pod that is sooner than it waits, with an Event that names it.
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
+
+/// Whether a container or volume of this name can only be ours.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    [
+        PROXY_CONTAINER,
+        INIT_CONTAINER,
+        TOKEN_VOLUME,
+        TRUST_BUNDLE_VOLUME,
+    ]
+    .contains(&name)
+}
+
+/// The program of the proxy's container, by which a container that has its name
+/// is known to be ours.
+const PROXY_PROGRAM: &str = "bulkhead-proxy";
+
+/// Whether a container is the proxy's, and not one of the user's that happens to
+/// have its name.
+pub(crate) fn is_proxy(container: &Value) -> bool {
+    let program = container.get("command").and_then(|command| command.get(0));
+    pod::name(container) == Some(PROXY_CONTAINER)
+        && program.and_then(Value::as_str) == Some(PROXY_PROGRAM)
+}
 
 /// The user and group of the init container: not root, because `restricted`
 /// forbids it, and not the proxy's, whose packets are not redirected.
@@ -80,7 +104,7 @@ pub(crate) fn proxy(settings: &PodSettings) -> Result<Container, Refusal> {
     let hold = settings.hold_application;
     Ok(Container {
         name: PROXY_CONTAINER.to_owned(),
-        command: Some(vec!["bulkhead-proxy".to_owned()]),
+        command: Some(vec![PROXY_PROGRAM.to_owned()]),
         env: Some(proxy_env(settings)?),
         lifecycle: (hold && !native).then(wait_until_ready),
         ports: Some(vec![
@@ -285,7 +309,7 @@ fn ready_probe() -> Probe {
 /// Containers are started one after the other, each when the hook of the one
 /// before has ended; so a hook that waits holds the application back.
 fn wait_until_ready() -> Lifecycle {
-    let command = vec!["bulkhead-proxy".to_owned(), "wait".to_owned()];
+    let command = vec![PROXY_PROGRAM.to_owned(), "wait".to_owned()];
     Lifecycle {
         post_start: Some(LifecycleHandler {
             exec: Some(ExecAction {

@@ -14,9 +14,6 @@ use crate::pod::CONTAINER_LISTS;
 use crate::probe;
 use crate::sidecar;
 use crate::sidecar::INIT_CONTAINER;
-use crate::sidecar::PROXY_CONTAINER;
-use crate::sidecar::TOKEN_VOLUME;
-use crate::sidecar::TRUST_BUNDLE_VOLUME;
 use crate::status::Status;
 
 /// The most Secrets that a status is believed to have added.
@@ -35,16 +32,20 @@ pub(crate) struct Parts {
 }
 
 /// Takes our parts out of a pod that has the shape of one, and gives its
-/// containers their probes back. A pod without our parts stays as it is.
+/// containers their probes back. A pod without our proxy stays as it is.
 pub(crate) fn strip(pod: &mut Value) -> Parts {
     let mut parts = Parts::default();
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return parts;
     };
+    let is_injected = CONTAINER_LISTS
+        .iter()
+        .any(|list| pod::list(spec, list).iter().any(sidecar::is_proxy));
+    if !is_injected {
+        return parts;
+    }
     for list in CONTAINER_LISTS {
-        for (place, container) in take(spec, list, |name| {
-            name == PROXY_CONTAINER || name == INIT_CONTAINER
-        }) {
+        for (place, container) in take(spec, list, sidecar::is_reserved) {
             if pod::name(&container) == Some(INIT_CONTAINER) {
                 parts.init = Some(container);
             } else {
@@ -53,13 +54,10 @@ pub(crate) fn strip(pod: &mut Value) -> Parts {
             }
         }
     }
-    parts.volumes = take(spec, "volumes", |name| {
-        name == TOKEN_VOLUME || name == TRUST_BUNDLE_VOLUME
-    });
-    let Some(proxy) = &parts.proxy else {
-        return parts;
-    };
-    restore_probes(spec, &app_probes(proxy));
+    parts.volumes = take(spec, "volumes", sidecar::is_reserved);
+    if let Some(proxy) = &parts.proxy {
+        restore_probes(spec, &app_probes(proxy));
+    }
     parts.status = take_status(pod);
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
         // A forged status may have any number, and each is compared with each.

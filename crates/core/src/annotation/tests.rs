@@ -418,6 +418,20 @@ fn each_resource_is_merged_on_its_own_and_none_unsets_it() {
 }
 
 #[test]
+fn a_limit_of_zero_is_no_limit() {
+    for name in [
+        "proxy-cpu-limit",
+        "proxy-memory-limit",
+        "proxy-ephemeral-storage-limit",
+    ] {
+        let name = format!("{PREFIX}{name}");
+        assert_eq!(applied(&[(&name, "0")]), applied(&[(&name, "none")]));
+    }
+    let settings = applied(&[("bulkhead.io/proxy-cpu-request", "0")]).unwrap();
+    assert!(settings.resources.cpu.request.quantity.unwrap().is_zero());
+}
+
+#[test]
 fn a_slip_in_a_name_is_refused_with_the_name_that_was_meant() {
     let errors = applied(&[("bulkhead.io/proxy-cpu-limt", "1")]).unwrap_err();
     assert!(

@@ -79,15 +79,38 @@ fn a_rewritten_probe_without_its_sidecar_cannot_be_guessed_back() {
         json!({"readinessProbe": {"tcpSocket": {"port": 80}}}),
     ));
     pod["spec"]["initContainers"] = json!([]);
+    pod["spec"]["volumes"] = json!([]);
     assert_eq!(refusal(&pod).reason, RefuseReason::LostProbe);
+}
+
+#[test]
+fn what_only_happens_to_have_our_names_is_not_taken_for_ours() {
+    for (list, name) in [
+        ("containers", PROXY_CONTAINER),
+        ("containers", INIT_CONTAINER),
+        ("initContainers", PROXY_CONTAINER),
+        ("volumes", TOKEN_VOLUME),
+        ("volumes", TRUST_BUNDLE_VOLUME),
+    ] {
+        let mut pod = pod();
+        let item = json!({"name": name, "image": "shop/mine:1"});
+        match pod["spec"][list].as_array_mut() {
+            Some(items) => items.push(item),
+            None => pod["spec"][list] = json!([item]),
+        }
+        let refusal = refusal(&pod);
+        assert_eq!(refusal.reason, RefuseReason::ReservedName);
+        assert!(refusal.message.contains(name), "{}", refusal.message);
+        assert_eq!(uninject(pod.clone()), pod);
+    }
 }
 
 #[test]
 fn what_is_no_pod_is_refused_and_never_panics() {
     let mut odd_containers = pod();
     odd_containers["spec"]["containers"] = json!([{"image": "x"}]);
-    let mut only_sidecar = pod();
-    only_sidecar["spec"]["containers"][0]["name"] = json!(PROXY_CONTAINER);
+    let mut only_sidecar = injected(&pod());
+    only_sidecar["spec"]["containers"] = only_sidecar["spec"]["initContainers"].take();
     let mut odd_label = pod();
     odd_label["metadata"]["labels"] = json!({"bulkhead.io/inject": true});
     for document in [
