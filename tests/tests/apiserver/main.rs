@@ -7,6 +7,7 @@
 //! - [`decision`]: whether a pod is injected, row by row.
 //! - [`annotations`]: what people write, and what they are told.
 //! - [`workloads`]: Deployments, Jobs and their pods.
+//! - [`events`]: what people see who look at a workload.
 //! - [`pod_security`]: what a namespace has to allow.
 //! - [`registration`]: what the API server is told of the webhook, and when the
 //!   webhook is away.
@@ -17,6 +18,7 @@ mod annotations;
 mod certificate_authority;
 mod cluster;
 mod decision;
+mod events;
 mod pod_security;
 mod registration;
 mod renewal;

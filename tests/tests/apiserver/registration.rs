@@ -3,6 +3,7 @@
 
 use bulkhead_runtime::drain::Outcome;
 use bulkhead_tests::namespace::{Namespace, a_pod, is_injected};
+use bulkhead_webhook::registration::unregister;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -76,7 +77,7 @@ async fn a_dead_webhook_stops_the_pods_that_asked_for_it_and_no_others() {
     let others = skipped_pods(&cluster).await;
 
     cluster.serve_by([]);
-    drop(webhook);
+    webhook.shutdown().await;
     let refused = asking.create_pod(&a_pod("pod").build()).await;
     let refused = refused
         .expect_err("better no pod than one in plaintext")
@@ -92,6 +93,54 @@ async fn a_dead_webhook_stops_the_pods_that_asked_for_it_and_no_others() {
     is_ready(&webhook).await;
     let stored = asking.create_pod(&a_pod("pod").build()).await.unwrap();
     assert!(is_injected(&stored), "the webhook is back");
+}
+
+#[tokio::test]
+async fn where_injection_is_the_default_a_dead_webhook_stops_nobody_who_did_not_ask() {
+    let cluster = Cluster::start().await;
+    let by_default = [("BULKHEAD_WEBHOOK_INJECT_BY_DEFAULT", "true")];
+    let webhook = cluster.start_webhook(&by_default).await;
+    let client = cluster.client().await;
+    let silent = Namespace::create(&client, &[], &[]).await;
+    let asking = Namespace::create(&client, ON, &[]).await;
+    let refusing = Namespace::create(&client, OFF, &[]).await;
+    let system = Namespace::existing(&client, "kube-system");
+    system.ready().await;
+
+    for (namespace, injected) in [(&silent, true), (&refusing, false), (&system, false)] {
+        let stored = namespace
+            .create_pod(&a_pod("before").build())
+            .await
+            .unwrap();
+        assert_eq!(is_injected(&stored), injected, "{}", namespace.name());
+    }
+
+    cluster.serve_by([]);
+    webhook.shutdown().await;
+    for namespace in [&silent, &refusing, &system] {
+        let stored = namespace.create_pod(&a_pod("after").build()).await.unwrap();
+        assert!(!is_injected(&stored), "{}", namespace.name());
+    }
+    assert!(asking.create_pod(&a_pod("after").build()).await.is_err());
+}
+
+#[tokio::test]
+async fn once_unregistered_pods_are_created_as_if_bulkhead_had_never_been() {
+    let cluster = Cluster::start().await;
+    let webhook = cluster.start_webhook(&[]).await;
+    let client = cluster.client().await;
+    let namespace = Namespace::create(&client, ON, &[]).await;
+    cluster.serve_by([]);
+    webhook.shutdown().await;
+
+    unregister(CONFIGURATION, client.clone()).await.unwrap();
+    // The API server hears of it by its own watch, and refuses until then.
+    let stored = until(async || namespace.create_pod(&a_pod("pod").build()).await.ok());
+    assert!(!is_injected(
+        &stored.await.expect("a pod without a sidecar")
+    ));
+    let again = unregister(CONFIGURATION, client).await;
+    assert!(again.is_ok(), "nothing to take away is no failure");
 }
 
 #[tokio::test]
