@@ -8,6 +8,7 @@
 //! - [`annotations`]: what people write, and what they are told.
 //! - [`workloads`]: Deployments, Jobs and their pods.
 //! - [`events`]: what people see who look at a workload.
+//! - [`other_plugins`]: what else changes pods on their way.
 //! - [`pod_security`]: what a namespace has to allow.
 //! - [`registration`]: what the API server is told of the webhook, and when the
 //!   webhook is away.
@@ -19,6 +20,7 @@ mod certificate_authority;
 mod cluster;
 mod decision;
 mod events;
+mod other_plugins;
 mod pod_security;
 mod registration;
 mod renewal;
