@@ -12,6 +12,7 @@ use json_patch::PatchOperation;
 use json_patch::RemoveOperation;
 use json_patch::ReplaceOperation;
 use json_patch::jsonptr::PointerBuf;
+use json_patch::jsonptr::Token;
 use serde_json::Map;
 use serde_json::Value;
 
@@ -125,16 +126,20 @@ impl<'a> Writer<'a> {
 
     /// Where the comparison is, or a step deeper, as RFC 6901 writes it.
     fn pointer(&self, deeper: Option<Step<'_>>) -> PointerBuf {
-        let mut pointer = PointerBuf::new();
+        let mut text = String::with_capacity(POINTER_LENGTH);
         for step in self.path.iter().copied().chain(deeper) {
+            text.push('/');
             match step {
-                Step::Field(field) => pointer.push_back(field),
-                Step::Place(place) => pointer.push_back(place),
+                Step::Field(field) => text.push_str(Token::new(field).encoded()),
+                Step::Place(place) => text.push_str(&place.to_string()),
             }
         }
-        pointer
+        PointerBuf::parse(text).expect("every step is behind a slash and encoded")
     }
 }
+
+/// The length of most pointers into a pod, in bytes.
+const POINTER_LENGTH: usize = 80;
 
 /// Whether two lists have the same names in the same order.
 fn is_named_alike(from: &[Value], to: &[Value]) -> bool {
