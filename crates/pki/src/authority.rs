@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_core::identity::{SpiffeId, TrustDomain};
-use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+use rcgen::BasicConstraints;
 
 use crate::bundle::Roots;
 use crate::certificate::Certificate;
 use crate::key::{PrivateKey, PublicKey};
+use crate::leaf::{Name, Purpose};
 use crate::signer::{self, SignError, Signer, Validity};
 use crate::svid::{self, ProfileError, SvidChain, SvidError};
 
@@ -144,15 +145,10 @@ impl Authority {
             return Err(AuthorityError::NotAMember(id.clone()));
         }
         let validity = self.clamp(Validity::new(now, lifetime)?, now)?;
-        let mut params = signer::nameless(validity)?;
-        params.subject_alt_names = vec![signer::uri(id.as_str())?];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let leaf = self.signer.sign(params, key)?;
+        let names = [Name::Uri(id.as_str())];
+        let leaf = self
+            .signer
+            .sign_leaf(Purpose::Workload, &names, key, validity)?;
         let chain = SvidChain::new(leaf, Arc::clone(&self.intermediates))?;
         self.check(&chain, id, key)?;
         Ok(chain)

@@ -119,6 +119,8 @@ pub(crate) struct Facts {
     pub(crate) issuer: Vec<u8>,
     /// SubjectPublicKeyInfo in DER.
     pub(crate) spki: Vec<u8>,
+    /// The subject key identifier (RFC 5280, 4.2.1.2).
+    pub(crate) key_identifier: Option<Vec<u8>>,
     serial: Vec<u8>,
 }
 
@@ -155,6 +157,7 @@ impl Facts {
             subject: parsed.subject().as_raw().to_vec(),
             issuer: parsed.issuer().as_raw().to_vec(),
             spki: parsed.public_key().raw.to_vec(),
+            key_identifier: None,
             serial: parsed.raw_serial().to_vec(),
         };
         for (at, extension) in parsed.extensions().iter().enumerate() {
@@ -191,6 +194,9 @@ impl Facts {
                         server_auth: usage.server_auth,
                         client_auth: usage.client_auth,
                     });
+                }
+                ParsedExtension::SubjectKeyIdentifier(identifier) => {
+                    facts.key_identifier = Some(identifier.0.to_vec());
                 }
                 ParsedExtension::ParseError { .. } => return Err(CertificateError::Malformed),
                 _ => {}

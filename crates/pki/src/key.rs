@@ -126,11 +126,26 @@ impl PrivateKey {
         &self.public
     }
 
+    /// Signs with the algorithm that goes with the key: ECDSA with SHA-256 or
+    /// SHA-384 by curve, RSA PKCS#1 v1.5 with SHA-256.
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let random = SystemRandom::new();
+        match self.pair.as_ref() {
+            Pair::Ecdsa(pair) => pair
+                .sign(&random, message)
+                .map(|signature| signature.as_ref().to_vec()),
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
+                    .map(|()| signature)
+            }
+        }
+        .map_err(|_| KeyError::Sign)
+    }
+
     fn from_rsa(pair: RsaKeyPair, bits: usize) -> Self {
-        let public = PublicKey {
-            kind: KeyKind::Rsa { bits },
-            raw: pair.public_key().as_ref().to_vec(),
-        };
+        let kind = KeyKind::Rsa { bits };
+        let public = PublicKey::new(kind, pair.public_key().as_ref().to_vec());
         Self {
             pair: Arc::new(Pair::Rsa(pair)),
             public,
@@ -138,10 +153,7 @@ impl PrivateKey {
     }
 
     fn from_ecdsa(pair: EcdsaKeyPair, kind: KeyKind) -> Self {
-        let public = PublicKey {
-            kind,
-            raw: pair.public_key().as_ref().to_vec(),
-        };
+        let public = PublicKey::new(kind, pair.public_key().as_ref().to_vec());
         Self {
             pair: Arc::new(Pair::Ecdsa(pair)),
             public,
@@ -167,18 +179,8 @@ impl rcgen::PublicKeyData for PrivateKey {
 
 impl rcgen::SigningKey for PrivateKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let random = SystemRandom::new();
-        match self.pair.as_ref() {
-            Pair::Ecdsa(pair) => pair
-                .sign(&random, message)
-                .map(|signature| signature.as_ref().to_vec()),
-            Pair::Rsa(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
-                    .map(|()| signature)
-            }
-        }
-        .map_err(|_| rcgen::Error::RingUnspecified)
+        self.sign(message)
+            .map_err(|_| rcgen::Error::RingUnspecified)
     }
 }
 
@@ -188,9 +190,21 @@ pub struct PublicKey {
     kind: KeyKind,
     /// The content of the BIT STRING of a SubjectPublicKeyInfo.
     raw: Vec<u8>,
+    /// The whole SubjectPublicKeyInfo (RFC 5280, 4.1) in DER.
+    spki: Vec<u8>,
 }
 
 impl PublicKey {
+    fn new(kind: KeyKind, raw: Vec<u8>) -> Self {
+        let mut key = Self {
+            kind,
+            raw,
+            spki: Vec::new(),
+        };
+        key.spki = rcgen::PublicKeyData::subject_public_key_info(&key);
+        key
+    }
+
     /// Takes a key that a certificate or a request carries, if it is of an
     /// accepted kind.
     pub(crate) fn from_spki(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, KeyError> {
@@ -213,7 +227,7 @@ impl PublicKey {
             }
             _ => return Err(KeyError::Unsupported),
         };
-        Ok(Self { kind, raw })
+        Ok(Self::new(kind, raw))
     }
 
     pub fn kind(&self) -> KeyKind {
@@ -222,7 +236,11 @@ impl PublicKey {
 
     /// SubjectPublicKeyInfo (RFC 5280, 4.1) in DER.
     pub fn to_spki(&self) -> Vec<u8> {
-        rcgen::PublicKeyData::subject_public_key_info(self)
+        self.spki.clone()
+    }
+
+    pub(crate) fn as_spki(&self) -> &[u8] {
+        &self.spki
     }
 
     /// Whether `signature` over `message` was made by this key, with an
@@ -310,6 +328,8 @@ fn check_rsa_exponent(big_endian: &[u8]) -> Result<(), KeyError> {
 pub enum KeyError {
     #[error("making a key failed: the system's random source is not available")]
     Generate,
+    #[error("signing with the private key failed")]
+    Sign,
     #[error("writing the private key as PKCS#8 failed")]
     Export,
     #[error("the key is of no accepted kind (ECDSA P-256 or P-384, RSA of 2048 to 4096 bits)")]

@@ -32,6 +32,7 @@ pub mod certificate;
 pub mod csr;
 pub mod identity;
 pub mod key;
+mod leaf;
 pub mod pem;
 pub mod probe;
 pub mod renewal;

@@ -9,9 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
-};
+use rcgen::BasicConstraints;
 use rustls::client::WebPkiServerVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -20,6 +18,7 @@ use crate::authority::{Authority, AuthorityError};
 use crate::bundle::Roots;
 use crate::certificate::{Certificate, CertificateError};
 use crate::key::{KeyError, PrivateKey};
+use crate::leaf::{Name, Purpose};
 use crate::signer::{self, SignError, Signer, Validity};
 use crate::tls;
 
@@ -123,11 +122,11 @@ impl ServerName {
             .map_err(|_| ServingError::Name(text.chars().take(128).collect()))
     }
 
-    fn to_san(&self) -> Result<SanType, SignError> {
-        Ok(match self {
-            Self::Dns(name) => SanType::DnsName(name.as_str().try_into()?),
-            Self::Ip(address) => SanType::IpAddress(*address),
-        })
+    fn as_name(&self) -> Name<'_> {
+        match self {
+            Self::Dns(name) => Name::Dns(name),
+            Self::Ip(address) => Name::Ip(*address),
+        }
     }
 }
 
@@ -251,15 +250,9 @@ fn issue(
     if names.is_empty() {
         return Err(ServingError::NoName);
     }
-    let mut params: CertificateParams = signer::nameless(validity)?;
-    for name in names {
-        params.subject_alt_names.push(name.to_san()?);
-    }
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let names: Vec<_> = names.iter().map(ServerName::as_name).collect();
     let key = PrivateKey::generate()?;
-    let leaf = signer.sign(params, key.public_key())?;
+    let leaf = signer.sign_leaf(Purpose::Server, &names, key.public_key(), validity)?;
     let chain = std::iter::once(leaf)
         .chain(intermediates.iter().cloned())
         .collect();

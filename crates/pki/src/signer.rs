@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::rand;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber,
+    SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
 use crate::certificate::{Certificate, CertificateError};
-use crate::key::{KeyError, PrivateKey};
+use crate::key::{KeyError, PrivateKey, PublicKey};
+use crate::leaf::{LeafWriter, Name, Purpose};
 
 /// Validity starts this long before issuing, because clocks differ.
 pub const BACKDATE: Duration = Duration::from_secs(120);
@@ -21,46 +22,53 @@ const SERIAL_LENGTH: usize = 16;
 /// A signing certificate, parsed once for all that it will sign.
 pub(crate) struct Signer {
     certificate: Certificate,
-    issuer: Issuer<'static, PrivateKey>,
+    key: PrivateKey,
+    leaf: LeafWriter,
 }
 
 impl Signer {
     /// A certificate that signs itself.
     pub(crate) fn self_signed(mut params: CertificateParams) -> Result<Self, SignError> {
         let key = PrivateKey::generate()?;
-        params.serial_number = Some(new_serial()?);
+        params.serial_number = Some(SerialNumber::from_slice(&new_serial()?));
         let made = params.self_signed(&key)?;
         Self::new(Certificate::from_der(made.into())?, key)
-    }
-
-    /// A certificate below this one.
-    pub(crate) fn subordinate(&self, params: CertificateParams) -> Result<Self, SignError> {
-        let key = PrivateKey::generate()?;
-        let certificate = self.sign(params, key.public_key())?;
-        Self::new(certificate, key)
     }
 
     pub(crate) fn new(certificate: Certificate, key: PrivateKey) -> Result<Self, SignError> {
         if certificate.public_key().as_ref() != Ok(key.public_key()) {
             return Err(SignError::KeyMismatch);
         }
-        let issuer = Issuer::from_ca_cert_der(certificate.der(), key)?;
         Ok(Self {
+            leaf: LeafWriter::new(&certificate, &key),
             certificate,
-            issuer,
+            key,
         })
     }
 
-    /// Signs what `params` say for `subject`, under a new serial number.
-    pub(crate) fn sign(
-        &self,
-        mut params: CertificateParams,
-        subject: &impl PublicKeyData,
-    ) -> Result<Certificate, SignError> {
-        params.serial_number = Some(new_serial()?);
+    /// A signing certificate below this one.
+    pub(crate) fn subordinate(&self, mut params: CertificateParams) -> Result<Self, SignError> {
+        let key = PrivateKey::generate()?;
+        params.serial_number = Some(SerialNumber::from_slice(&new_serial()?));
         params.use_authority_key_identifier_extension = true;
-        let made = params.signed_by(subject, &self.issuer)?;
-        Ok(Certificate::from_der(made.into())?)
+        let issuer = Issuer::from_ca_cert_der(self.certificate.der(), &self.key)?;
+        let made = params.signed_by(&key, &issuer)?;
+        Self::new(Certificate::from_der(made.into())?, key)
+    }
+
+    /// A leaf below this one, under a new serial number.
+    pub(crate) fn sign_leaf(
+        &self,
+        purpose: Purpose,
+        names: &[Name<'_>],
+        key: &PublicKey,
+        validity: Validity,
+    ) -> Result<Certificate, SignError> {
+        let serial = new_serial()?;
+        let der = self
+            .leaf
+            .write(purpose, names, key, validity, &serial, &self.key)?;
+        Ok(Certificate::from_der(der.into())?)
     }
 
     pub(crate) fn certificate(&self) -> &Certificate {
@@ -68,7 +76,7 @@ impl Signer {
     }
 
     pub(crate) fn key(&self) -> &PrivateKey {
-        self.issuer.key()
+        &self.key
     }
 }
 
@@ -97,15 +105,6 @@ impl Validity {
     }
 }
 
-/// The parameters that all certificates begin with: no name at all.
-pub(crate) fn nameless(validity: Validity) -> Result<CertificateParams, SignError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = date(validity.not_before)?;
-    params.not_after = date(validity.not_after)?;
-    Ok(params)
-}
-
 /// The parameters of a signing certificate. RFC 5280 (4.1.2.6) wants its
 /// subject to have a name.
 pub(crate) fn signing(
@@ -114,7 +113,10 @@ pub(crate) fn signing(
     name: &str,
     constraints: BasicConstraints,
 ) -> Result<CertificateParams, SignError> {
-    let mut params = nameless(validity)?;
+    let mut params = CertificateParams::default();
+    params.not_before = date(validity.not_before)?;
+    params.not_after = date(validity.not_after)?;
+    params.distinguished_name = DistinguishedName::new();
     let subject = &mut params.distinguished_name;
     subject.push(DnType::OrganizationName, organization);
     subject.push(DnType::CommonName, name);
@@ -128,14 +130,14 @@ pub(crate) fn uri(uri: &str) -> Result<SanType, SignError> {
     Ok(SanType::URI(uri.try_into()?))
 }
 
-fn new_serial() -> Result<SerialNumber, SignError> {
+fn new_serial() -> Result<[u8; SERIAL_LENGTH], SignError> {
     let mut bytes = [0; SERIAL_LENGTH];
     rand::fill(&mut bytes).map_err(|_| SignError::Random)?;
-    Ok(SerialNumber::from_slice(&bytes))
+    Ok(bytes)
 }
 
 /// Certificates count whole seconds.
-fn date(time: SystemTime) -> Result<OffsetDateTime, SignError> {
+pub(crate) fn date(time: SystemTime) -> Result<OffsetDateTime, SignError> {
     time.duration_since(UNIX_EPOCH)
         .ok()
         .and_then(|since| i64::try_from(since.as_secs()).ok())

@@ -227,7 +227,7 @@ impl SvidChain {
 
     /// Whether the leaf is for this key.
     pub fn is_for(&self, key: &PublicKey) -> bool {
-        self.leaf.facts().spki == key.to_spki()
+        self.leaf.facts().spki == key.as_spki()
     }
 
     pub fn to_pem(&self) -> String {

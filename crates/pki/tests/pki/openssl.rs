@@ -123,6 +123,37 @@ fn a_chain_of_many_levels_and_kinds_of_key_issues_what_openssl_and_peers_accept(
 }
 
 #[test]
+fn a_signer_with_a_name_of_any_form_issues_chains_that_hold() {
+    let openssl = OpenSsl::new();
+    openssl.write(
+        "ca.ext",
+        "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n\
+         subjectKeyIdentifier=none\n",
+    );
+    openssl.run(&format!("genpkey {P256} -out ca.key"));
+    // Two values in one part, a part that is there twice, one with an umlaut.
+    openssl.run(
+        "req -new -key ca.key -multivalue-rdn -utf8 -out ca.csr \
+         -subj /O=Acme+OU=Security/OU=One/OU=Two/L=Zürich/CN=ca/emailAddress=a@b",
+    );
+    openssl.run("x509 -req -in ca.csr -signkey ca.key -days 30 -extfile ca.ext -out ca.crt");
+    let roots = Roots::from_pem(&openssl.read("ca.crt")).unwrap();
+    let key = PrivateKey::from_pem(&openssl.read("ca.key")).unwrap();
+    let chain = vec![openssl.certificate("ca.crt")];
+    let authority = Authority::from_parts(&trust_domain(), chain, key, &roots).unwrap();
+    let key = PrivateKey::generate().unwrap();
+    let id = workload("cart");
+    let svid = authority
+        .issue_svid(&id, key.public_key(), DAY, now())
+        .unwrap();
+    openssl.write("leaf.pem", &svid.leaf().to_pem());
+    let said = openssl.run("verify -CAfile ca.crt leaf.pem");
+    assert!(said.contains("leaf.pem: OK"), "{said}");
+    let bundle = TrustBundle::new(trust_domain(), roots);
+    WorkloadIdentity::new(&id, &key, svid, bundle, now()).unwrap();
+}
+
+#[test]
 fn what_we_make_ourselves_openssl_accepts_to_the_letter() {
     let openssl = OpenSsl::new();
     let mesh = Mesh::new();
