@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use serde_json::Value;
 
 mod objects;
@@ -87,10 +88,30 @@ fn parse(document: &Document<'_>) -> anyhow::Result<Option<Value>> {
         // Again, as far down as the document stands in the stream, so that the
         // error has the line that an editor shows.
         let lines = "\n".repeat(document.first_line - 1);
-        yaml(&format!("{lines}{}", document.text))
-            .with_context(|| format!("reading document {} as YAML failed", document.number))
+        yaml(&format!("{lines}{}", document.text)).map_err(|error| bad_yaml(document, &error))
     })?;
     Ok(Some(value))
+}
+
+/// What is wrong with a document, and what is probably meant.
+fn bad_yaml(document: &Document<'_>, error: &serde_saphyr::Error) -> anyhow::Error {
+    let problem = match error {
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => format!(
+            "line {}: the key {} is there twice",
+            location.line(),
+            key.as_deref().unwrap_or_default()
+        ),
+        error => error.to_string(),
+    };
+    let number = document.number;
+    if document.text.contains("{{") {
+        anyhow!(
+            "reading document {number} as YAML failed: {problem}; it looks like a template: render \
+             it first, with `helm template` for instance"
+        )
+    } else {
+        anyhow!("reading document {number} as YAML failed: {problem}")
+    }
 }
 
 /// Reads YAML as kubectl does: `0644` is an octal number and `yes` a boolean. A

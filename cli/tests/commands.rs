@@ -230,7 +230,7 @@ fn bad_yaml_is_an_error_with_its_place() {
     );
     let report = failed(bulkhead(&["uninject", "-f", "-"], "a: 1\na: 2\n"));
     assert!(
-        report.contains("duplicate") && report.contains("line 2"),
+        report.contains("key a is there twice") && report.contains("line 2"),
         "{report}"
     );
     let report = failed(bulkhead(&["inject", "-f", "/no/such/file"], ""));
@@ -238,12 +238,18 @@ fn bad_yaml_is_an_error_with_its_place() {
 }
 
 #[test]
-fn a_workload_without_a_pod_template_is_refused() {
-    let report = failed(bulkhead(
-        &["inject", "-f", "-"],
-        "kind: Deployment\nmetadata: {name: a}\nspec: {}\n",
-    ));
-    assert!(report.contains("deployment/a: refused, document 1 (line 1): it has no pod template"));
+fn half_an_object_is_left_as_it_is_and_that_is_said() {
+    let patch = "kind: Deployment\nmetadata: {name: a}\nspec: {replicas: 3}\n";
+    let (out, report) = succeeded(bulkhead(&["inject", "-f", "-"], patch));
+    assert_eq!(out, patch);
+    assert!(report.contains("deployment/a: left as it is (has no pod template)"));
+}
+
+#[test]
+fn a_template_that_was_not_rendered_is_recognised() {
+    let chart = "kind: Pod\nmetadata:\n  name: {{ .Release.Name }}\n";
+    let report = failed(bulkhead(&["inject", "-f", "-"], chart));
+    assert!(report.contains("helm template"), "{report}");
 }
 
 #[test]

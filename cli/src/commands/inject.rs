@@ -153,16 +153,9 @@ impl<W: Write> Injector<W> {
             let name = object.name().unwrap_or_default();
             name.clone_into(&mut self.defaults.settings.sidecar.workload);
         }
-        if !object.makes_pods() {
-            writeln!(self.report, "{reference}: left as it is (makes no pods)")?;
-            return Ok(false);
-        }
+        let why_no_pod = object.why_no_pod();
         let Some(pod) = object.pod_mut() else {
-            self.refused += 1;
-            writeln!(
-                self.report,
-                "{reference}: refused, {place}: it has no pod template"
-            )?;
+            writeln!(self.report, "{reference}: left as it is ({why_no_pod})")?;
             return Ok(false);
         };
         match bulkhead_inject::inject_in_place(pod, &namespace, &self.defaults) {

@@ -27,8 +27,9 @@ impl Uninject {
             let mut is_changed = false;
             for mut object in manifest::objects(value) {
                 let reference = object.reference();
+                let why_no_pod = object.why_no_pod();
                 let Some(pod) = object.pod_mut() else {
-                    writeln!(report, "{reference}: left as it is (makes no pods)")?;
+                    writeln!(report, "{reference}: left as it is ({why_no_pod})")?;
                     continue;
                 };
                 let before = pod.take();

@@ -52,9 +52,13 @@ impl Object<'_> {
         text(self.value.get("metadata")?, "namespace")
     }
 
-    /// Whether the object is of a kind that makes pods.
-    pub fn makes_pods(&self) -> bool {
-        path_of(self.value).is_some()
+    /// Why there is no pod, where there is none: the kind has none, or it is
+    /// half an object, for kustomize to complete.
+    pub fn why_no_pod(&self) -> &'static str {
+        match path_of(self.value) {
+            Some(_) => "has no pod template",
+            None => "makes no pods",
+        }
     }
 
     /// The pod or pod template, where the object has one.
