@@ -155,14 +155,30 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    #[test]
-    fn words_are_unique_and_fit_a_metric_label() {
-        let words: Vec<&str> = InjectReason::ALL
+    fn words() -> Vec<&'static str> {
+        InjectReason::ALL
             .iter()
             .map(|reason| reason.as_str())
             .chain(SkipReason::ALL.iter().map(|reason| reason.as_str()))
             .chain(RefuseReason::ALL.iter().map(|reason| reason.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn every_word_is_explained_in_the_docs() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/injection.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let explained: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+            .map(|(word, _)| word)
             .collect();
+        assert_eq!(explained, words());
+    }
+
+    #[test]
+    fn words_are_unique_and_fit_a_metric_label() {
+        let words = words();
         let unique: BTreeSet<_> = words.iter().collect();
         assert_eq!(unique.len(), words.len());
         assert!(words.iter().all(|word| {

@@ -49,8 +49,9 @@ pub const INIT_CONTAINER: &str = "bulkhead-init";
 pub const TOKEN_VOLUME: &str = "bulkhead-token";
 /// The volume with the trust bundle.
 pub const TRUST_BUNDLE_VOLUME: &str = "bulkhead-trust-bundle";
-/// The ConfigMap that the bundle comes from. The CA keeps one in every meshed
-/// namespace; a pod that is sooner than it waits, with an Event that names it.
+/// The ConfigMap that the bundle comes from, under the key `ca.crt`. Whoever
+/// installs the CA puts one into every meshed namespace; a pod that is sooner
+/// than it waits, with an Event that names it.
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
 
 /// Whether a container or volume of this name can only be ours.
