@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 pub mod jwks;
 mod jws;
 pub mod local_issuer;
+mod memo;
 pub mod token_review;
 
 /// The longest token that is looked at, in bytes. Those of Kubernetes take about

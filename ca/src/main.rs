@@ -15,6 +15,7 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 /// Issues certificates to workloads; its settings are in the environment
 /// (BULKHEAD_CA_*).
@@ -70,10 +71,17 @@ fn serve() -> anyhow::Result<()> {
     // Audit records are not for the log level to turn off.
     let filter = format!("{},{}=info", config.log_level, bulkhead_ca::audit::TARGET);
     log::init(&filter, format)?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(run(config))
+    runtime()?.block_on(run(config))
+}
+
+/// Where there is one core, threads would only take it from each other.
+fn runtime() -> std::io::Result<Runtime> {
+    let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+    if one_core {
+        Builder::new_current_thread().enable_all().build()
+    } else {
+        Builder::new_multi_thread().enable_all().build()
+    }
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::BufWriter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -38,6 +39,8 @@ const MAX_HEADERS: u32 = 16 * 1024;
 const MAX_MESSAGE: usize = 32 * 1024;
 /// How much of an answer waits for a client that does not read.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Room for an answer and its trailers under TLS.
+const WRITE_BUFFER: usize = 4 * 1024;
 /// A client that does not answer a ping in time is gone.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -130,7 +133,9 @@ impl Connection {
     async fn serve_until_closed(&mut self, acceptor: TlsAcceptor) {
         // A message is one small write; waiting to fill a packet only delays it.
         let _ = self.stream.set_nodelay(true);
-        let handshake = acceptor.accept(&mut self.stream);
+        // An answer and its trailers are two writes; they leave as one packet.
+        let stream = BufWriter::with_capacity(WRITE_BUFFER, &mut self.stream);
+        let handshake = acceptor.accept(stream);
         let handshake = tokio::select! {
             handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => handshake,
             () = self.drain.started() => return,

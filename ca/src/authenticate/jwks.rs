@@ -15,6 +15,7 @@ use bulkhead_runtime::drain;
 use serde::Deserialize;
 
 use super::jws::Keys;
+use super::memo::Memo;
 use super::{Authenticate, AuthenticationError, Caller, Pod};
 use crate::config::TokenRules;
 
@@ -92,14 +93,15 @@ impl JwksVerifier {
 #[tonic::async_trait]
 impl Authenticate for JwksVerifier {
     async fn authenticate(&self, token: &str) -> Result<Caller, AuthenticationError> {
-        let claims: Claims = self.keys.load().keys.verify(token)?;
+        let keys = self.keys.load();
+        let claims = keys.seen.recall(token, |token| keys.keys.verify(token))?;
         let since_epoch = self.clock.now().duration_since(UNIX_EPOCH);
         let now = since_epoch.unwrap_or_default().as_secs();
         claims.check(&self.issuer, &self.rules.audience, now)?;
         Caller::service_account(
             &self.trust_domain,
             &claims.sub,
-            claims.kubernetes.and_then(|bound| bound.pod),
+            claims.pod().cloned(),
             !self.rules.allow_without_pod,
             "jwks",
         )
@@ -110,6 +112,8 @@ impl Authenticate for JwksVerifier {
 struct KeySet {
     text: Vec<u8>,
     keys: Keys,
+    /// The tokens that these keys signed; others would have to be asked again.
+    seen: Memo<Claims>,
 }
 
 impl KeySet {
@@ -118,7 +122,11 @@ impl KeySet {
         if keys.is_empty() {
             return Err(JwksError::NoKey);
         }
-        Ok(Self { text, keys })
+        Ok(Self {
+            text,
+            keys,
+            seen: Memo::new(),
+        })
     }
 }
 
@@ -156,6 +164,11 @@ struct Named {
 }
 
 impl Claims {
+    /// The pod that the token is bound to.
+    fn pod(&self) -> Option<&Pod> {
+        self.kubernetes.as_ref()?.pod.as_ref()
+    }
+
     /// Every rule on claims, in reading order.
     fn check(&self, issuer: &str, audience: &str, now: u64) -> Result<(), AuthenticationError> {
         if self.iss != issuer {
