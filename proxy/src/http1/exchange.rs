@@ -54,6 +54,9 @@ where
         .advance(&client.buffer.data()[request.length..])
         .map_err(|error| Failure::new(Reason::RequestMalformed, error))?;
     let there = request.length + there;
+    // Such a request stays in the buffer until its response has come, and can be
+    // sent once more; one that is streamed leaves the buffer as it is sent.
+    let is_whole = body.is_complete();
 
     let mut fresh = false;
     let (mut server, relayed) = loop {
@@ -65,7 +68,7 @@ where
             pooled: U::POOLED,
             draining: session.drain.is_started(),
         };
-        let sent = if body.is_complete() {
+        let sent = if is_whole {
             send_whole::<D, U>(client, &mut connection, request, there, fate).await
         } else {
             send_streaming::<D, U>(client, &mut connection, request, there, &mut body, fate).await
@@ -73,9 +76,8 @@ where
         match sent {
             Ok(relayed) => break (connection, relayed),
             // The server closed an idle connection at the moment we used it.
-            // The request is still whole in the buffer, so it can go again.
             Err(RelayError::Silence(_))
-                if reused && !fresh && body.is_complete() && request.method.is_idempotent() =>
+                if reused && !fresh && is_whole && request.method.is_idempotent() =>
             {
                 fresh = true;
             }
@@ -92,8 +94,8 @@ where
     session
         .metrics
         .finished(&seen, relayed.status, started.elapsed());
-    if body.is_complete() {
-        client.buffer.consume(there.min(client.buffer.data().len()));
+    if is_whole {
+        client.buffer.consume(there);
     }
     if relayed.tunnel {
         copy_both_ways(client, &mut server, &Meter::default())

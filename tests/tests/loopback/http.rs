@@ -163,6 +163,73 @@ async fn a_client_that_waits_for_100_continue_gets_it() {
 }
 
 #[tokio::test]
+async fn a_request_behind_a_body_that_was_waited_for_is_whole() {
+    let app = apps::echo_http().await.unwrap();
+    let pair = Pair::start(app.address, MtlsMode::Strict).await;
+    let mut stream = TcpStream::connect(pair.dial()).await.unwrap();
+    stream
+        .write_all(
+            b"POST /1 HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    stream
+        .write_all(b"helloGET /2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).await.unwrap();
+    assert!(
+        answers.contains("POST /1\nhello") && answers.contains("GET /2\n"),
+        "{answers}"
+    );
+}
+
+#[tokio::test]
+async fn an_upload_that_a_server_lets_down_is_answered_and_not_sent_twice() {
+    let (heads, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let app = apps::serve(move |mut stream, _| {
+        let heads = heads.clone();
+        async move {
+            let mut read = [0; 1024];
+            let _ = stream.read(&mut read).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+            // The second request: its head, its body, and no answer.
+            let _ = stream.read(&mut read).await;
+            heads.send(()).unwrap();
+            let _ = stream.read(&mut read).await;
+        }
+    })
+    .await
+    .unwrap();
+    let pair = Pair::start(app.address, MtlsMode::Permissive).await;
+    let mut stream = TcpStream::connect(pair.server_port()).await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 38];
+    stream.read_exact(&mut answer).await.unwrap();
+    stream
+        .write_all(b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        .await
+        .unwrap();
+    seen.recv().await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.contains("bulkhead-reason: upstream_closed"),
+        "{answer}"
+    );
+    assert!(seen.try_recv().is_err(), "it went to no other connection");
+}
+
+#[tokio::test]
 async fn an_upgraded_connection_carries_bytes_both_ways() {
     let app = apps::serve(|mut stream, _| async move {
         let mut head = [0; 1024];
