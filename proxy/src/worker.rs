@@ -19,7 +19,7 @@ use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{LocalSet, spawn_local, unconstrained};
 
 use crate::credentials::Latest;
 use crate::inbound::{Inbound, Route};
@@ -150,7 +150,9 @@ async fn accept(
             }
         }
     }
-    while let Some(Ok((stream, source))) = listener.accept().now_or_never() {
+    // Without tokio's limit on what a task does at once, which would end this
+    // before the queue is empty.
+    while let Some(Ok((stream, source))) = unconstrained(listener.accept()).now_or_never() {
         socket::prepare(&stream);
         serve(stream, source, drain.clone());
     }
@@ -168,9 +170,12 @@ fn route(
         None => socket::original_destination(stream),
     };
     // Somebody dialled the proxy's own port: forwarding would dial it again.
-    let to_itself = |target: &SocketAddr| stream.local_addr().is_ok_and(|local| local == *target);
+    let to_itself = |target| {
+        let local = stream.local_addr();
+        local.is_ok_and(|local| is_same(local, target))
+    };
     match target {
-        Ok(target) if !to_itself(&target) => Some(Route { source, target }),
+        Ok(target) if !to_itself(target) => Some(Route { source, target }),
         _ => {
             let reason = Reason::DestinationIsSelf;
             inbound.metrics.refused(Direction::Inbound, reason);
@@ -179,6 +184,12 @@ fn route(
             None
         }
     }
+}
+
+/// Whether two addresses are one. A socket of all interfaces shows an IPv4
+/// address as one of IPv6, redirection shows it as it is.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
 }
 
 /// Counts a connection for as long as it lives.
@@ -194,5 +205,20 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxys_own_port_is_known_in_both_spellings_of_its_address() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let own = address("[::ffff:10.0.0.1]:15006");
+        assert!(is_same(own, address("10.0.0.1:15006")));
+        assert!(is_same(own, own));
+        assert!(!is_same(own, address("10.0.0.1:8080")));
+        assert!(!is_same(own, address("10.0.0.2:15006")));
     }
 }
