@@ -12,6 +12,7 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 
 use crate::buffer::Buffered;
 use crate::copy::copy_both_ways;
@@ -110,7 +111,8 @@ impl Outbound {
         server: &mut Buffered<MeshStream>,
         error: &io::Error,
     ) {
-        let unread = server.fill().now_or_never().and_then(Result::err);
+        let unread = unconstrained(server.fill()).now_or_never();
+        let unread = unread.and_then(Result::err);
         let failures = [Some(error), unread.as_ref()].into_iter().flatten();
         let mut failures = failures.map(Failure::of_upstream);
         if let Some(refused) = failures.find(|it| it.reason == Reason::TlsHandshakeFailed) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::{Connect, Mesh, MeshStream};
@@ -104,5 +105,22 @@ impl Upstreams for Pool {
 /// Whatever a server says unasked, the end of the stream included, makes its
 /// connection useless.
 pub(super) fn is_quiet<S: tokio::io::AsyncRead + Unpin>(connection: &mut Buffered<S>) -> bool {
-    connection.fill().now_or_never().is_none()
+    // Without tokio's limit on what a task does at once: beyond it, every
+    // connection would look open.
+    unconstrained(connection.fill()).now_or_never().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_connections_that_have_ended_are_all_seen_to_have() {
+        // As after a peer's restart. Tokio lets a task do 128 things at once.
+        for number in 0..300 {
+            let (near, far) = tokio::io::duplex(64);
+            drop(far);
+            assert!(!is_quiet(&mut Buffered::new(near)), "connection {number}");
+        }
+    }
 }
