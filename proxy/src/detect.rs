@@ -16,9 +16,15 @@ use crate::buffer::Buffered;
 
 pub use client_hello::ClientHello;
 
+/// How long the rest of a ClientHello is waited for once it has begun. A
+/// post-quantum one takes two segments, and a lost segment comes again after
+/// 200 ms or a few seconds.
+const CLIENT_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Reads, into the buffer, as many bytes as it takes to know what a connection
 /// is. What is not known by the end of `within`, or of the client's sending, is
-/// opaque; a client that said nothing at all is [`Sniff::More`].
+/// opaque, but for a ClientHello that has begun, which gets more time; a client
+/// that said nothing at all is [`Sniff::More`].
 ///
 /// # Errors
 /// The connection broke, or ended before its first byte.
@@ -26,25 +32,37 @@ pub async fn first_bytes<S>(client: &mut Buffered<S>, within: Duration) -> io::R
 where
     S: AsyncRead + Unpin,
 {
-    let whole = async {
-        loop {
-            match sniff(client.buffer.data()) {
-                Sniff::More => {}
-                known => return Ok(known),
-            }
-            if client.fill().await? == 0 {
-                return if client.buffer.is_empty() {
-                    Err(io::ErrorKind::UnexpectedEof.into())
-                } else {
-                    Ok(Sniff::Opaque)
-                };
-            }
+    if let Ok(known) = timeout(within, read_until_known(client)).await {
+        return known;
+    }
+    if client_hello::has_begun(client.buffer.data())
+        && let Ok(known) = timeout(CLIENT_HELLO_TIMEOUT, read_until_known(client)).await
+    {
+        return known;
+    }
+    Ok(if client.buffer.is_empty() {
+        Sniff::More
+    } else {
+        Sniff::Opaque
+    })
+}
+
+async fn read_until_known<S>(client: &mut Buffered<S>) -> io::Result<Sniff>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        match sniff(client.buffer.data()) {
+            Sniff::More => {}
+            known => return Ok(known),
         }
-    };
-    match timeout(within, whole).await {
-        Ok(known) => known,
-        Err(_) if client.buffer.is_empty() => Ok(Sniff::More),
-        Err(_) => Ok(Sniff::Opaque),
+        if client.fill().await? == 0 {
+            return if client.buffer.is_empty() {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Ok(Sniff::Opaque)
+            };
+        }
     }
 }
 
@@ -121,6 +139,7 @@ fn sniff_http1(bytes: &[u8]) -> Sniff {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt as _;
 
     #[test]
     fn requests_of_every_kind_are_http() {
@@ -170,6 +189,30 @@ mod tests {
                 );
             }
             assert_eq!(sniff(whole), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_client_hello_that_has_begun_gets_more_time() {
+        let within = Duration::from_millis(100);
+        let record = [&[22, 3, 1, 0, 4][..], &[1, 0, 0, 0]].concat();
+        let rest_of_hello = Sniff::Tls(ClientHello { offers_mesh: false });
+        for (bytes, first, expected) in [
+            (&record[..], 7, rest_of_hello),
+            (&record[..], 1, Sniff::Opaque),
+            (b"GET / HTTP/1.1", 7, Sniff::Opaque),
+            (b"GET / HTTP/1.1", 0, Sniff::More),
+        ] {
+            let (mut near, far) = tokio::io::duplex(64);
+            let slow = async {
+                near.write_all(&bytes[..first]).await.unwrap();
+                tokio::time::sleep(within * 10).await;
+                near.write_all(&bytes[first..]).await.unwrap();
+                near
+            };
+            let mut far = Buffered::new(far);
+            let (known, _near) = tokio::join!(first_bytes(&mut far, within), slow);
+            assert_eq!(known.unwrap(), expected, "{first} bytes of {bytes:?}");
         }
     }
 

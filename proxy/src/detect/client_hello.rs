@@ -10,12 +10,14 @@ use super::Sniff;
 
 /// The first byte of a record that carries handshake messages.
 pub(super) const HANDSHAKE_RECORD: u8 = 22;
+/// Bytes of a record's header: type, legacy version, length.
+const RECORD_HEADER: usize = 5;
 const CLIENT_HELLO: u8 = 1;
 const ALPN_EXTENSION: u16 = 16;
 /// The longest record payload that TLS allows (RFC 8446, 5.1).
 const MAX_RECORD: usize = 16 * 1024;
-/// The longest ClientHello that is waited for. Real ones have 2 kB, or a little
-/// more with two post-quantum shares.
+/// The longest ClientHello that is waited for, with the headers of its records.
+/// Real ones have 2 kB, or a little more with two post-quantum shares.
 const MAX_CLIENT_HELLO: usize = 32 * 1024;
 
 /// What a whole ClientHello says.
@@ -25,13 +27,26 @@ pub struct ClientHello {
     pub offers_mesh: bool,
 }
 
+/// Whether bytes that are not known yet have a record's header: what else begins
+/// so is hard to imagine.
+pub(super) fn has_begun(bytes: &[u8]) -> bool {
+    bytes.len() >= RECORD_HEADER && bytes[0] == HANDSHAKE_RECORD
+}
+
 pub(super) fn sniff(bytes: &[u8]) -> Sniff {
+    // Whatever arrives, all of it is looked through again, record by record: a
+    // client that sends a byte of payload in each must not make that dear.
+    let unfinished = if bytes.len() < MAX_CLIENT_HELLO {
+        Sniff::More
+    } else {
+        Sniff::Opaque
+    };
     let mut message = Vec::new();
     let mut rest = bytes;
     loop {
-        let (header, tail) = match rest.split_at_checked(5) {
+        let (header, tail) = match rest.split_at_checked(RECORD_HEADER) {
             Some(split) => split,
-            None if is_record_header_prefix(rest) => return Sniff::More,
+            None if is_record_header_prefix(rest) => return unfinished,
             None => return Sniff::Opaque,
         };
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
@@ -55,7 +70,7 @@ pub(super) fn sniff(bytes: &[u8]) -> Sniff {
             }
         }
         if payload.len() < length {
-            return Sniff::More;
+            return unfinished;
         }
         rest = tail;
     }
@@ -208,6 +223,17 @@ mod tests {
         ] {
             assert_eq!(sniff(bytes), Sniff::Opaque, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_client_hello_in_endless_tiny_records_is_not_waited_for() {
+        let promise = [1, 0, 0x7f, 0];
+        let mut bytes = Vec::new();
+        for payload in promise.into_iter().chain(std::iter::repeat_n(0, 6_000)) {
+            bytes.extend_from_slice(&[22, 3, 1, 0, 1, payload]);
+        }
+        assert_eq!(sniff(&bytes[..MAX_CLIENT_HELLO - 1]), Sniff::More);
+        assert_eq!(sniff(&bytes), Sniff::Opaque);
     }
 
     #[test]
