@@ -53,7 +53,7 @@ pub(crate) struct Admin {
 const ADMIN_HELP: &str = "\
 GET  /config_dump            what the proxy was told
 GET  /certs                  the certificate in use
-GET  /connections            open connections
+GET  /connections            how many outbound connections are open
 POST /renew                  get a new certificate now
 POST /logging?level=FILTER   change the log level, such as info or warn,bulkhead_proxy=debug
 POST /drain                  stop as SIGTERM does
@@ -62,12 +62,10 @@ GET  /metrics /ready /live
 
 impl Admin {
     pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Response {
-        if !is_local(&request) {
-            // A page in somebody's browser can reach loopback by a name of its
-            // own (DNS rebinding); it cannot make the browser call it localhost.
+        if !is_local(&request) || is_from_a_page(&request) {
             return text(
                 StatusCode::FORBIDDEN,
-                "use localhost or a loopback address\n",
+                "use localhost or a loopback address, and no browser's page\n",
             );
         }
         if let Some(response) = self.monitoring.answer(&request) {
@@ -152,7 +150,15 @@ fn reply(value: &Value) -> Response {
     json(StatusCode::OK, format!("{value:#}\n"))
 }
 
-/// Whether a request names this host as the one that it means.
+/// Whether a browser says that a page asks for this. The admin port has no pages
+/// of its own, and any other can have a browser POST to localhost.
+fn is_from_a_page(request: &Request) -> bool {
+    request.headers().contains_key("origin")
+}
+
+/// Whether a request names this host as the one that it means. A page in
+/// somebody's browser can reach loopback by a name of its own (DNS rebinding); it
+/// cannot make the browser call it localhost.
 fn is_local(request: &Request) -> bool {
     let host = request
         .headers()

@@ -61,20 +61,22 @@ async fn what_changes_something_needs_a_post_from_this_host() {
     let (_app, pair) = pair().await;
     let admin = pair.server.addresses.admin;
     assert_eq!(apps::get(admin, "/drain").await.unwrap().status, 405);
-    // A web page reaches loopback by a name of its own.
-    let request = format!(
-        "POST /drain HTTP/1.1\r\nhost: evil.example:{}\r\n\r\n",
-        admin.port()
-    );
-    let answer = apps::talk(admin, request.as_bytes())
-        .await
-        .unwrap()
-        .unwrap_or_default();
-    assert!(
-        answer.starts_with(b"HTTP/1.1 403 "),
-        "{}",
-        String::from_utf8_lossy(&answer)
-    );
+    // A web page reaches loopback by a name of its own, and by the usual one.
+    for headers in [
+        "host: evil.example:15000",
+        "host: localhost:15000\r\norigin: https://evil.example",
+    ] {
+        let request = format!("POST /drain HTTP/1.1\r\n{headers}\r\n\r\n");
+        let answer = apps::talk(admin, request.as_bytes())
+            .await
+            .unwrap()
+            .unwrap_or_default();
+        assert!(
+            answer.starts_with(b"HTTP/1.1 403 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
 }
 
 #[tokio::test]
