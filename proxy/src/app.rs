@@ -141,6 +141,8 @@ impl Proxy {
     /// application has closed its outbound connections: as long as one is open,
     /// the application is alive and may need others.
     pub async fn drain(self) -> Outcome {
+        // Whoever sends work here is to send it elsewhere.
+        self.monitoring.readiness.condition("not draining");
         self.path.drain(self.drain_duration).await
     }
 }

@@ -35,6 +35,7 @@ async fn a_request_in_hand_is_finished_and_its_connection_closed() {
     .unwrap();
     let pair = Pair::start(app.address, MtlsMode::Permissive).await;
     let port = pair.server_port();
+    let readiness = pair.server.monitoring.readiness.clone();
     let mut stream = TcpStream::connect(port).await.unwrap();
     stream
         .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -46,6 +47,7 @@ async fn a_request_in_hand_is_finished_and_its_connection_closed() {
     while TcpStream::connect(port).await.is_ok() {
         tokio::task::yield_now().await;
     }
+    assert_eq!(readiness.missing(), ["not draining"]);
     answer_now.notify_one();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
