@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::head::Framing;
+use super::head::{Framing, is_token};
 
 /// The longest line of chunk framing or trailer that is accepted, in bytes.
 const MAX_LINE: usize = 8 * 1024;
@@ -78,6 +78,7 @@ enum State {
     DataReturn,
     DataFeed,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerFeed,
     LastFeed,
@@ -111,7 +112,11 @@ impl Chunks {
         self.length += 1;
         let in_trailers = matches!(
             self.state,
-            State::TrailerStart | State::Trailer | State::TrailerFeed | State::LastFeed
+            State::TrailerStart
+                | State::TrailerName
+                | State::Trailer
+                | State::TrailerFeed
+                | State::LastFeed
         );
         if self.length > if in_trailers { MAX_TRAILERS } else { MAX_LINE } {
             return Err(ChunkError::TooLong);
@@ -143,8 +148,13 @@ impl Chunks {
                 Ok(State::Start)
             }
             (State::TrailerStart, b'\r') => Ok(State::LastFeed),
-            (State::TrailerStart, b' ' | b'\t' | b'\n') => Err(ChunkError::Line),
-            (State::TrailerStart | State::Trailer, _) if is_text => Ok(State::Trailer),
+            // A line that is no field could be the next request to somebody who
+            // does not read trailers.
+            (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                Ok(State::TrailerName)
+            }
+            (State::TrailerName, b':') => Ok(State::Trailer),
+            (State::Trailer, _) if is_text => Ok(State::Trailer),
             (State::Trailer, b'\r') => Ok(State::TrailerFeed),
             (State::TrailerFeed, b'\n') => Ok(State::TrailerStart),
             (State::LastFeed, b'\n') => Ok(State::Complete),
@@ -229,6 +239,8 @@ mod tests {
             ("0\r\n\n", ChunkError::Line),
             ("0\r\n folded\r\n\r\n", ChunkError::Line),
             ("0\r\nA: b\nC: d\r\n\r\n", ChunkError::Line),
+            ("0\r\n: b\r\n\r\n", ChunkError::Line),
+            ("0\r\nGET / HTTP/1.1\r\n\r\n", ChunkError::Line),
         ] {
             assert_eq!(follow(body.as_bytes(), 3), Err(error), "{body:?}");
         }

@@ -136,6 +136,11 @@ pub fn parse_request(head: &[u8]) -> Result<RequestHead, HeadError> {
     check_target(method, target)?;
 
     let fields = Fields::read(&mut lines)?;
+    let framing = fields.request_framing(is_http10)?;
+    if method == Method::Connect && framing != Framing::NONE {
+        // One server takes what follows for content, another for a request.
+        return Err(HeadError::ConnectContent);
+    }
     match fields.host {
         // A request must say whom it is for (RFC 9112, 3.2).
         None if !is_http10 => return Err(HeadError::Host),
@@ -147,7 +152,7 @@ pub fn parse_request(head: &[u8]) -> Result<RequestHead, HeadError> {
         method,
         method_text: skipped..skipped + method_end,
         target: skipped + target_at..skipped + target_at + target_length,
-        framing: fields.request_framing(is_http10)?,
+        framing,
         keep_alive: fields.keep_alive(is_http10),
         says_close: fields.close,
         is_http10,
@@ -371,7 +376,7 @@ fn token_length(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|byte| is_token(**byte)).count()
 }
 
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -413,6 +418,7 @@ pub enum HeadError {
     TransferEncoding,
     TwoLengths,
     ConnectionOption,
+    ConnectContent,
 }
 
 impl std::error::Error for HeadError {}
@@ -438,6 +444,7 @@ impl fmt::Display for HeadError {
             Self::ConnectionOption => {
                 "Connection names a header that the message's framing depends on (RFC 9110, 7.6.1)"
             }
+            Self::ConnectContent => "CONNECT has content (RFC 9110, 9.3.6)",
         })
     }
 }
@@ -567,6 +574,10 @@ mod tests {
             (
                 "POST / HTTP/1.1\r\nHost: x\r\nConnection: close, Content-Length\r\n",
                 HeadError::ConnectionOption,
+            ),
+            (
+                "CONNECT y:1 HTTP/1.1\r\nHost: y:1\r\nContent-Length: 5\r\n",
+                HeadError::ConnectContent,
             ),
         ] {
             let end = if lines.contains("\r\n") { "\r\n" } else { "\n" };
