@@ -2,9 +2,10 @@
 //! admin. Whole bodies, no state, and limits that hold against anybody who can
 //! reach the port.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +27,9 @@ pub use hyper::{Method, StatusCode};
 /// The most connections served at once. Further ones wait in the backlog, so a
 /// flood of scrapes cannot take the process's memory.
 const MAX_CONNECTIONS: usize = 64;
+/// The most of them that one address may have. Further ones are closed, so that
+/// one stranger cannot keep kubelet waiting until it kills the pod.
+const MAX_CONNECTIONS_OF_ONE: usize = 16;
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live in all; scrapers reconnect.
@@ -43,6 +47,7 @@ where
 {
     let handler = Arc::new(handler);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let clients = Clients::default();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return; // Never closed.
@@ -62,6 +67,9 @@ where
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some(guest) = clients.admit(peer.ip().to_canonical()) else {
+            continue;
         };
         let handler = Arc::clone(&handler);
         let mut drain = drain.clone();
@@ -89,8 +97,47 @@ where
                     let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
                 }
             }
-            drop(place);
+            drop((guest, place));
         });
+    }
+}
+
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Clients(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Clients {
+    /// Counts a connection for as long as the guest lives; nothing where its
+    /// address has enough of them.
+    fn admit(&self, address: IpAddr) -> Option<Guest> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count == MAX_CONNECTIONS_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Guest {
+            address,
+            clients: self.clone(),
+        })
+    }
+}
+
+struct Guest {
+    address: IpAddr,
+    clients: Clients,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let counts = &self.clients.0;
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -112,4 +159,48 @@ pub fn with_type(status: StatusCode, media_type: &'static str, body: impl Into<B
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpSocket, TcpStream};
+
+    async fn connect_from(source: &str, server: SocketAddr) -> io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
+        socket.connect(server).await
+    }
+
+    #[tokio::test]
+    async fn one_client_cannot_take_every_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_trigger, watch) = drain::channel();
+        let server = tokio::spawn(serve(
+            listener,
+            |_, _| async { text(StatusCode::OK, "here\n") },
+            watch,
+        ));
+        let mut held = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            held.push(connect_from("127.0.0.1", address).await.unwrap());
+        }
+        let end = held[MAX_CONNECTIONS_OF_ONE].read(&mut [0]).await;
+        assert!(matches!(end, Ok(0)), "one too many is closed: {end:?}");
+
+        let mut other = connect_from("127.0.0.2", address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        other.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        other.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("here\n"), "{answer}");
+        // The others were there all the time: none had to wait for a time limit.
+        let mut held_still = [0];
+        let first = held[0].try_read(&mut held_still);
+        assert_eq!(first.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        server.abort();
+    }
 }
