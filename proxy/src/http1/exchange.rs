@@ -66,7 +66,7 @@ where
         } = upstreams.take(fresh).await?;
         let fate = || Fate {
             pooled: U::POOLED,
-            draining: session.drain.is_started(),
+            last: session.drain.is_started(),
         };
         let sent = if is_whole {
             send_whole::<D, U>(client, &mut connection, request, there, fate).await
@@ -170,6 +170,7 @@ where
     let (mut client_read, mut client_write) = split(&mut client.io);
     let (mut server_read, mut server_write) = split(&mut server.io);
     let client_buffer = &mut client.buffer;
+    let uploaded = Cell::new(false);
     let upload = async {
         let bytes = &client_buffer.data()[..there];
         let rewritten = head_for_server::<U>(request, bytes);
@@ -177,12 +178,18 @@ where
             .await
             .map_err(ForwardError::Write)?;
         client_buffer.consume(there);
-        forward_body(&mut client_read, client_buffer, &mut server_write, body).await
+        forward_body(&mut client_read, client_buffer, &mut server_write, body)
+            .await
+            .inspect(|()| uploaded.set(true))
     };
     let begun = Cell::new(false);
     let fate = || {
         begun.set(true);
-        fate()
+        let fate = fate();
+        // A server that answers early may not want the rest of the request,
+        // without which no next one can be told from it.
+        let last = fate.last || !uploaded.get();
+        Fate { last, ..fate }
     };
     let download = relay(
         &mut server_read,

@@ -40,7 +40,7 @@ pub(super) struct Fate {
     /// The server's wish to close is its own affair, not the client's.
     pub(super) pooled: bool,
     /// This is the last response on the client's connection.
-    pub(super) draining: bool,
+    pub(super) last: bool,
 }
 
 /// Reads one final response, interim ones before it included, and writes it to
@@ -92,7 +92,7 @@ where
         status: response.status,
         server_reusable: delimited && response.keep_alive,
         client_reusable: request.keep_alive
-            && !fate.draining
+            && !fate.last
             && delimited
             && (fate.pooled || response.keep_alive),
         tunnel,

@@ -188,6 +188,19 @@ async fn a_request_behind_a_body_that_was_waited_for_is_whole() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_answered_before_its_body_learns_that_its_connection_ends() {
+    let answer = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n";
+    let app = scripted(b"\r\n\r\n", answer, false).await;
+    let pair = Pair::start(app.address, MtlsMode::Permissive).await;
+    for address in [pair.dial(), pair.server_port()] {
+        let request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n";
+        let answer = talk(address, request).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_a_server_lets_down_is_answered_and_not_sent_twice() {
     let (heads, mut seen) = tokio::sync::mpsc::unbounded_channel();
     let app = apps::serve(move |mut stream, _| {
