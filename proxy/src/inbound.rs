@@ -224,7 +224,11 @@ impl Inbound {
             }
             Protocol::Opaque | Protocol::Auto => {
                 let metrics = self.metrics.tcp(&labels);
-                let mut app = Buffered::new(app.connect().await?);
+                let connected = app.connect().await;
+                // A client whose protocol has no words for it gets what the
+                // application's own host would have sent.
+                let app = connected.inspect_err(|_| socket::reset_on_close(&client))?;
+                let mut app = Buffered::new(app);
                 let copied = copy_both_ways(&mut client, &mut app, &metrics.meter).await;
                 drop(drain);
                 Ok(copied.inspect_err(|_| {

@@ -42,6 +42,16 @@ async fn half_of_a_servers_bytes_do_not_end_as_if_they_were_all() {
 }
 
 #[tokio::test]
+async fn a_client_of_an_application_that_is_gone_is_reset() {
+    let app = apps::server_first(b"").await.unwrap();
+    let pair = Pair::start(app.address, MtlsMode::Permissive).await;
+    drop(app);
+    for address in [pair.dial(), pair.server_port()] {
+        assert_eq!(apps::talk(address, b"\0").await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn half_of_a_response_that_ends_with_its_connection_does_not_end_as_if_it_were_all() {
     let app = gives_half_of(b"HTTP/1.0 200 OK\r\n\r\nhalf of").await;
     let pair = Pair::start(app.address, MtlsMode::Permissive).await;
