@@ -382,6 +382,13 @@ struct Outcome {
     flags: &'static str,
 }
 
+/// Which side a response was broken off by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CutBy {
+    Client,
+    Server,
+}
+
 /// One request, as metrics and access log see it.
 pub(crate) struct HttpRequest {
     protocol: &'static str,
@@ -449,15 +456,19 @@ impl HttpMetrics {
     }
 
     /// Notes a response that broke off.
-    pub(crate) fn cut(&self, request: &HttpRequest, took: Duration, error: &io::Error) {
+    pub(crate) fn cut(&self, request: &HttpRequest, took: Duration, by: CutBy, error: &io::Error) {
         let outcome = Outcome {
             protocol: request.protocol,
             status: 0,
             grpc_status: GrpcStatus(None),
-            flags: "DC",
+            flags: match by {
+                CutBy::Client => "DC",
+                CutBy::Server => "UC",
+            },
         };
         self.count(outcome, took);
-        tracing::debug!(%error, direction = self.direction.as_str(), "a response broke off");
+        let direction = self.direction.as_str();
+        tracing::debug!(%error, ?by, direction, "a response broke off");
         self.access(request, 0, took, "response_cut");
     }
 

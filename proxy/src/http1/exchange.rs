@@ -14,6 +14,7 @@ use super::{Lease, Session, Upstreams};
 use crate::buffer::Buffered;
 use crate::copy::{Meter, copy_both_ways};
 use crate::failure::Failure;
+use crate::metrics::CutBy;
 
 /// What follows a response.
 pub(super) enum Next {
@@ -85,8 +86,8 @@ where
                 return Err(Failure::of_upstream(&error).into());
             }
             Err(RelayError::Refused(failure)) => return Err(failure.into()),
-            Err(RelayError::Cut(error)) => {
-                session.metrics.cut(&seen, started.elapsed(), &error);
+            Err(RelayError::Cut(by, error)) => {
+                session.metrics.cut(&seen, started.elapsed(), by, &error);
                 return Err(Broken::Cut(error));
             }
         }
@@ -208,7 +209,7 @@ where
             Err(ForwardError::Framing(error)) if !begun.get() => {
                 Err(RelayError::Refused(Failure::new(Reason::RequestMalformed, error)))
             }
-            Err(error) => Err(RelayError::Cut(error.into())),
+            Err(error) => Err(RelayError::Cut(CutBy::Client, error.into())),
         },
         relayed = download.as_mut() => relayed,
     }

@@ -10,6 +10,7 @@ use super::body::{Body, ChunkError};
 use super::head::{self, Framing, HeadEnd, Method, RequestHead, ResponseHead};
 use crate::buffer::Buffer;
 use crate::failure::Failure;
+use crate::metrics::CutBy;
 
 /// How a response was relayed.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +32,7 @@ pub(super) enum RelayError {
     /// There is no usable response, and the client has been told nothing yet.
     Refused(Failure),
     /// The response had begun; all that can be done is to break off.
-    Cut(io::Error),
+    Cut(CutBy, io::Error),
 }
 
 /// What decides over the client's connection after this response.
@@ -66,18 +67,16 @@ where
         if !request.is_http10 {
             told = true;
             let head = &buffer.data()[..response.length];
-            write(client, head).await.map_err(RelayError::Cut)?;
+            write(client, head)
+                .await
+                .map_err(|error| RelayError::Cut(CutBy::Client, error))?;
         }
         buffer.consume(response.length);
     };
     if response.status == 101 && !request.upgrade {
         let detail = "it switched protocols unasked";
         let failure = Failure::new(Reason::ResponseMalformed, detail);
-        return Err(if told {
-            RelayError::Cut(io::Error::other(failure))
-        } else {
-            RelayError::Refused(failure)
-        });
+        return Err(unusable(failure, told));
     }
     let tunnel = response.status == 101
         || (request.method == Method::Connect && (200..300).contains(&response.status));
@@ -99,8 +98,21 @@ where
     };
     send(server, buffer, client, &response, framing, relayed)
         .await
-        .map_err(RelayError::Cut)?;
+        .map_err(|error| match error {
+            ForwardError::Write(error) => RelayError::Cut(CutBy::Client, error),
+            error => RelayError::Cut(CutBy::Server, error.into()),
+        })?;
     Ok(relayed)
+}
+
+/// What a response that nobody can use comes to: the client can be told, unless
+/// it was told something already.
+fn unusable(failure: Failure, told: bool) -> RelayError {
+    if told {
+        RelayError::Cut(CutBy::Server, io::Error::other(failure))
+    } else {
+        RelayError::Refused(failure)
+    }
 }
 
 async fn read_head<S>(
@@ -111,14 +123,8 @@ async fn read_head<S>(
 where
     S: AsyncRead + Unpin,
 {
-    let refused = |reason, detail: &dyn std::fmt::Display| {
-        let failure = Failure::new(reason, detail);
-        if told {
-            RelayError::Cut(io::Error::other(failure))
-        } else {
-            RelayError::Refused(failure)
-        }
-    };
+    let refused =
+        |reason, detail: &dyn std::fmt::Display| unusable(Failure::new(reason, detail), told);
     let mut end = HeadEnd::default();
     loop {
         if let Some(length) = end.find(buffer.data()) {
@@ -155,7 +161,7 @@ async fn send<S, C>(
     response: &ResponseHead,
     framing: Framing,
     relayed: Relayed,
-) -> io::Result<()>
+) -> Result<(), ForwardError>
 where
     S: AsyncRead + Unpin,
     C: AsyncWrite + Unpin,
@@ -163,12 +169,12 @@ where
     let mut body = Body::new(framing);
     let there = body
         .advance(&buffer.data()[response.length..])
-        .map_err(io::Error::other)?;
+        .map_err(ForwardError::Framing)?;
     let whole = response.length + there;
     // The client learns the truth about its own connection.
     let says_close = !relayed.client_reusable && !relayed.tunnel;
-    if says_close == response.says_close {
-        write(client, &buffer.data()[..whole]).await?;
+    let written = if says_close == response.says_close {
+        write(client, &buffer.data()[..whole]).await
     } else {
         let close: &[u8] = if says_close {
             b"connection: close\r\n"
@@ -179,10 +185,11 @@ where
         let head = &buffer.data()[..response.length];
         head::replace_connection(head, close, &mut rewritten);
         rewritten.extend_from_slice(&buffer.data()[response.length..whole]);
-        write(client, &rewritten).await?;
-    }
+        write(client, &rewritten).await
+    };
+    written.map_err(ForwardError::Write)?;
     buffer.consume(whole);
-    Ok(forward_body(server, buffer, client, &mut body).await?)
+    forward_body(server, buffer, client, &mut body).await
 }
 
 /// Why a body was not forwarded to its end.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::metrics::{GrpcStatus, HttpMetrics, HttpRequest};
+use crate::metrics::{CutBy, GrpcStatus, HttpMetrics, HttpRequest};
 
 pub(super) struct Observed {
     body: Incoming,
@@ -43,17 +43,20 @@ impl Observed {
         })
     }
 
-    fn report(&mut self, whole: bool) {
+    fn report(&mut self, end: Result<(), CutBy>) {
         if std::mem::replace(&mut self.reported, true) {
             return;
         }
         let took = self.started.elapsed();
-        if whole {
-            self.metrics
-                .finished_grpc(&self.request, self.status, self.grpc_status, took);
-        } else {
-            let error = std::io::ErrorKind::ConnectionReset.into();
-            self.metrics.cut(&self.request, took, &error);
+        match end {
+            Ok(()) => {
+                self.metrics
+                    .finished_grpc(&self.request, self.status, self.grpc_status, took);
+            }
+            Err(by) => {
+                let error = std::io::ErrorKind::ConnectionReset.into();
+                self.metrics.cut(&self.request, took, by, &error);
+            }
         }
     }
 }
@@ -74,11 +77,11 @@ impl Body for Observed {
                     this.grpc_status = grpc_status(trailers);
                 }
                 if this.body.is_end_stream() {
-                    this.report(true);
+                    this.report(Ok(()));
                 }
             }
-            Some(Err(_)) => this.report(false),
-            None => this.report(true),
+            Some(Err(_)) => this.report(Err(CutBy::Server)),
+            None => this.report(Ok(())),
         }
         Poll::Ready(frame)
     }
@@ -96,7 +99,11 @@ impl Body for Observed {
 /// had nothing to say was whole from the start.
 impl Drop for Observed {
     fn drop(&mut self) {
-        self.report(self.body.is_end_stream());
+        self.report(if self.body.is_end_stream() {
+            Ok(())
+        } else {
+            Err(CutBy::Client)
+        });
     }
 }
 

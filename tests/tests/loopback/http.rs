@@ -378,4 +378,8 @@ async fn a_response_that_breaks_off_is_broken_off_for_the_client_too() {
         answer.is_err(),
         "half a response must not look like a whole one: {answer:?}"
     );
+    for proxy in [&pair.client, &pair.server] {
+        let by_the_server = ["response_flags=\"UC\""];
+        metric_becomes(proxy, "istio_requests_total", &by_the_server, 1.0).await;
+    }
 }
