@@ -19,11 +19,12 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
 use crate::failure::{Failure, REASON_HEADER, explanation, http_status};
 use crate::http1::{MAX_HEAD, Session};
-use crate::metrics::HttpMetrics;
-use crate::upstream::Connect;
+use crate::metrics::{GrpcStatus, HttpMetrics};
+use crate::upstream::{Connect, Refused};
 use observed::Observed;
 use server_io::{Break, ServerIo};
 
@@ -36,6 +37,9 @@ const MAX_RESET_STREAMS: usize = 64;
 /// may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a client that is refused may ask and be told why. It has proved
+/// nothing, and must not hold a connection by being refused.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Body = Either<Observed, Full<Bytes>>;
 
@@ -79,6 +83,15 @@ where
     ended.map_err(io::Error::other)
 }
 
+/// Answers each stream with the reason, for a while.
+pub(crate) async fn refuse<D>(client: D, failure: Failure, session: &mut Session) -> io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let served = serve(client, Refused(failure), session);
+    timeout(REFUSAL_TIMEOUT, served).await.unwrap_or(Ok(()))
+}
+
 /// The streams of one client connection on their way to the server.
 struct Forward<C: Connect> {
     connector: C,
@@ -110,7 +123,13 @@ impl<C: Connect> Forward<C> {
     async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
         let seen = self.metrics.begin_http2(&request);
-        match self.send(request).await {
+        let sent = if names_one_host(&request) {
+            self.send(request).await
+        } else {
+            let detail = "Host and :authority differ (RFC 9113, 8.3.1)";
+            Err(Failure::new(Reason::RequestMalformed, detail))
+        };
+        match sent {
             Ok(response) => {
                 let metrics = Rc::clone(&self.metrics);
                 Observed::new(response, metrics, seen, started).map(Either::Left)
@@ -165,18 +184,14 @@ impl<C: Connect> Forward<C> {
     /// Answers in the way that the client's protocol has for it: gRPC clients
     /// look at `grpc-status` and at nothing else.
     fn refuse(&self, is_grpc: bool, failure: &Failure) -> Response<Body> {
-        let status = http_status(failure.reason);
-        self.metrics.refused(failure, status);
         let text = explanation(failure, self.policy.as_deref());
         let mut response;
-        if is_grpc {
+        let grpc_status = is_grpc.then(|| grpc_status(failure.reason));
+        if let Some(status) = grpc_status {
             response = Response::new(Either::Right(Full::default()));
             let headers = response.headers_mut();
             headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-            headers.insert(
-                "grpc-status",
-                HeaderValue::from(grpc_status(failure.reason)),
-            );
+            headers.insert("grpc-status", HeaderValue::from(u16::from(status)));
             // Percent-encoding is asked for only outside printable ASCII.
             let message = text.replace('\n', " ");
             if let Ok(message) = HeaderValue::from_str(message.trim_end()) {
@@ -184,18 +199,33 @@ impl<C: Connect> Forward<C> {
             }
         } else {
             response = Response::new(Either::Right(Full::from(text)));
-            *response.status_mut() =
-                StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            *response.status_mut() = StatusCode::from_u16(http_status(failure.reason))
+                .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         }
+        let status = response.status().as_u16();
+        self.metrics
+            .refused(failure, status, GrpcStatus(grpc_status));
         let code = HeaderValue::from_static(failure.reason.code());
         response.headers_mut().insert(REASON_HEADER, code);
         response
     }
 }
 
+/// Two hosts would mean one thing to policy and another to the server.
+fn names_one_host<B>(request: &Request<B>) -> bool {
+    let authority = request.uri().authority();
+    let authority = authority.map(|authority| authority.as_str().as_bytes());
+    let headers = request.headers().get_all(http::header::HOST).iter();
+    let mut names = authority
+        .into_iter()
+        .chain(headers.map(HeaderValue::as_bytes));
+    let first = names.next().unwrap_or_default();
+    names.all(|name| name.eq_ignore_ascii_case(first))
+}
+
 /// PERMISSION_DENIED where a rule refused, UNAVAILABLE where trying again may
 /// help, INTERNAL for the rest.
-fn grpc_status(reason: Reason) -> u16 {
+fn grpc_status(reason: Reason) -> u8 {
     match http_status(reason) {
         403 => 7,
         503 => 14,
@@ -213,5 +243,82 @@ where
 {
     fn execute(&self, task: F) {
         tokio::task::spawn_local(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Direction, Metrics};
+    use bulkhead_core::sidecar::{SidecarConfig, default_trust_domain};
+    use bulkhead_runtime::drain;
+    use prometheus_client::registry::Registry;
+    use tokio::io::AsyncWriteExt as _;
+
+    fn metrics() -> Metrics {
+        let config = SidecarConfig::new(default_trust_domain(), "shop".into(), "cart".into());
+        Metrics::new(&config, &config.spiffe_id().unwrap())
+    }
+
+    fn of_a_stranger(metrics: &Metrics) -> Rc<HttpMetrics> {
+        Rc::new(metrics.http(Direction::Inbound, metrics.inbound(None)))
+    }
+
+    fn failure() -> Failure {
+        Failure::new(Reason::PlaintextRefused, "in a test")
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        for (uri, hosts, is_one) in [
+            ("http://cart/", &[][..], true),
+            ("http://cart/", &["CART"], true),
+            ("http://cart/", &["ledger"], false),
+            ("/", &["cart"], true),
+            ("/", &["cart", "ledger"], false),
+        ] {
+            let request = hosts.iter().fold(Request::get(uri), |request, host| {
+                request.header("host", *host)
+            });
+            let request = request.body(()).unwrap();
+            assert_eq!(names_one_host(&request), is_one, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_grpc_call_is_counted_as_the_client_sees_it() {
+        let metrics = metrics();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let forward = Forward {
+            connector: Refused(failure()),
+            server: tokio::sync::Mutex::new(None),
+            metrics: of_a_stranger(&metrics),
+            policy: None,
+        };
+        let response = forward.refuse(true, &failure());
+        assert_eq!(response.headers()["grpc-status"], "7");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let labels = "request_protocol=\"grpc\",response_code=\"200\",\
+                      grpc_response_status=\"7\",response_flags=\"UAEX\"";
+        assert!(text.contains(labels), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_client_does_not_keep_its_connection() {
+        let (_trigger, drain) = drain::channel();
+        let mut session = Session {
+            metrics: of_a_stranger(&metrics()),
+            drain,
+            policy: None,
+        };
+        let (mut client, server) = tokio::io::duplex(4096);
+        let preface_and_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        client.write_all(preface_and_settings).await.unwrap();
+        let refused = refuse(server, failure(), &mut session);
+        let refused = timeout(REFUSAL_TIMEOUT * 2, refused);
+        let ended = tokio::task::LocalSet::new().run_until(refused).await;
+        ended.expect("it ends by itself").unwrap();
     }
 }

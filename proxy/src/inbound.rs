@@ -38,7 +38,7 @@ use crate::http1::{self, Session};
 use crate::http2;
 use crate::metrics::{Direction, Metrics, PeerLabels};
 use crate::socket::{self, OverTcp};
-use crate::upstream::{App, Connect as _, OneToOne, Refused};
+use crate::upstream::{App, Connect as _, OneToOne};
 
 /// How long a client may stay silent where a server might be meant to speak
 /// first. It is the whole price of not knowing a port's protocol.
@@ -259,7 +259,7 @@ impl Inbound {
                 http1::refuse(&mut client, &failure, &session).await?;
                 Ok(http1::close_gently(&mut client).await?)
             }
-            Sniff::Http2 => Ok(http2::serve(client, Refused(failure), &mut session).await?),
+            Sniff::Http2 => Ok(http2::refuse(client, failure, &mut session).await?),
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
                 socket::reset_on_close(&client);
                 Err(failure.into())

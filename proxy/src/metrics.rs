@@ -322,6 +322,10 @@ impl Metrics {
 
 const UNKNOWN: &str = "unknown";
 
+fn protocol(is_grpc: bool) -> &'static str {
+    if is_grpc { "grpc" } else { "http" }
+}
+
 fn known(name: &str) -> String {
     if name.is_empty() { UNKNOWN } else { name }.to_owned()
 }
@@ -425,7 +429,7 @@ impl HttpMetrics {
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         HttpRequest {
-            protocol: if is_grpc { "grpc" } else { "http" },
+            protocol: protocol(is_grpc),
             access: self.metrics.own.access_log.then(|| {
                 let target = request.uri().path_and_query();
                 let target = target.map_or("*", |target| target.as_str());
@@ -472,12 +476,13 @@ impl HttpMetrics {
         self.access(request, 0, took, "response_cut");
     }
 
-    /// Notes an answer of the proxy's own.
-    pub(crate) fn refused(&self, failure: &Failure, status: u16) {
+    /// Notes an answer of the proxy's own, which has a gRPC status where it
+    /// answers gRPC.
+    pub(crate) fn refused(&self, failure: &Failure, status: u16, grpc_status: GrpcStatus) {
         let outcome = Outcome {
-            protocol: "http",
+            protocol: protocol(grpc_status.0.is_some()),
             status,
-            grpc_status: GrpcStatus(None),
+            grpc_status,
             flags: response_flags(failure.reason),
         };
         self.count(outcome, Duration::ZERO);

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::Session;
 use crate::buffer::Buffered;
 use crate::failure::{Failure, REASON_HEADER, explanation, http_status};
+use crate::metrics::GrpcStatus;
 
 /// How long, and for how many bytes, a closing connection still listens. Closing
 /// a socket with unread bytes makes the kernel send a reset, which can destroy
@@ -26,7 +27,7 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
 {
     let status = http_status(failure.reason);
-    session.metrics.refused(failure, status);
+    session.metrics.refused(failure, status, GrpcStatus(None));
     let answer = answer(status, failure, session.policy.as_deref());
     client.io.write_all(answer.as_bytes()).await?;
     client.io.flush().await
