@@ -40,8 +40,9 @@ use crate::metrics::{Direction, Metrics, PeerLabels};
 use crate::socket::{self, OverTcp};
 use crate::upstream::{App, Connect as _, OneToOne};
 
-/// How long a client may stay silent where a server might be meant to speak
-/// first. It is the whole price of not knowing a port's protocol.
+/// How long a client may stay silent before the application, which might be meant
+/// to speak first, is connected to. It is the whole price of not knowing a port's
+/// protocol.
 pub(crate) const DETECTION_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a client may take to prove who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,7 +102,19 @@ impl Inbound {
         let port = route.target.port();
         let mode = self.policy.mode(port);
         let mut client = Buffered::new(stream);
-        let first = self.look(&mut client, mode, port).await?;
+        let mut first = self.look(&mut client, mode, port).await?;
+        if first == Sniff::More && mode != MtlsMode::Strict {
+            let mut app = connect(route, &client).await?;
+            match outwait(&mut client, &mut app).await {
+                Some(known) => first = known,
+                None => {
+                    let permit = decide(&self.policy, port, None)?;
+                    self.metrics.plaintext(route.source.ip());
+                    let labels = self.metrics.inbound(None);
+                    return self.carry(client, app, &labels, drain, permit).await;
+                }
+            }
+        }
         let screened = policy::screen(mode, beginning(first));
         match screened {
             Ok(Screening::TerminateTls) => self.mutual_tls(client, route, drain).await,
@@ -203,7 +216,7 @@ impl Inbound {
         peer: Option<&PeerId>,
         route: Route,
         drain: drain::Watch,
-        _permit: Permit,
+        permit: Permit,
     ) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin + 'static,
@@ -223,21 +236,32 @@ impl Inbound {
                 Ok(http2::serve(client, app, &mut session).await?)
             }
             Protocol::Opaque | Protocol::Auto => {
-                let metrics = self.metrics.tcp(&labels);
-                let connected = app.connect().await;
-                // A client whose protocol has no words for it gets what the
-                // application's own host would have sent.
-                let app = connected.inspect_err(|_| socket::reset_on_close(&client))?;
-                let mut app = Buffered::new(app);
-                let copied = copy_both_ways(&mut client, &mut app, &metrics.meter).await;
-                drop(drain);
-                Ok(copied.inspect_err(|_| {
-                    // What broke on one side must not look whole on the other.
-                    socket::reset_on_close(&client);
-                    socket::reset_on_close(&app);
-                })?)
+                let app = connect(route, &client).await?;
+                self.carry(client, app, &labels, drain, permit).await
             }
         }
+    }
+
+    /// Carries bytes that nobody looks at.
+    async fn carry<S>(
+        &self,
+        mut client: Buffered<S>,
+        mut app: Buffered<TcpStream>,
+        labels: &PeerLabels,
+        drain: drain::Watch,
+        _permit: Permit,
+    ) -> Result<(), Ended>
+    where
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin,
+    {
+        let metrics = self.metrics.tcp(labels);
+        let copied = copy_both_ways(&mut client, &mut app, &metrics.meter).await;
+        drop(drain);
+        Ok(copied.inspect_err(|_| {
+            // What broke on one side must not look whole on the other.
+            socket::reset_on_close(&client);
+            socket::reset_on_close(&app);
+        })?)
     }
 
     /// Says no in the client's own protocol, where it has one to say it in.
@@ -274,6 +298,27 @@ impl Inbound {
             policy: Some(self.policy.name.clone()),
         }
     }
+}
+
+/// Connects to the application for a client whose protocol may have no words for
+/// a failure: it gets what the application's own host would have sent.
+async fn connect(route: Route, client: &impl OverTcp) -> Result<Buffered<TcpStream>, Failure> {
+    let connected = App(route.target).connect().await;
+    let app = connected.inspect_err(|_| socket::reset_on_close(client))?;
+    Ok(Buffered::new(app))
+}
+
+/// Waits for a silent client and for the application at once. The client may
+/// wait for the server to speak, or be slow: a segment of it was lost, or its CPU
+/// was given to others. Gives what the client began with, or nothing where the
+/// application was first, or neither said anything.
+async fn outwait(client: &mut Buffered<TcpStream>, app: &mut Buffered<TcpStream>) -> Option<Sniff> {
+    let first = tokio::select! {
+        biased;
+        first = first_bytes(client, HANDSHAKE_TIMEOUT) => first.ok(),
+        _ = app.fill() => None,
+    };
+    first.filter(|first| *first != Sniff::More)
 }
 
 fn beginning(first: Sniff) -> FirstBytes {

@@ -1,7 +1,12 @@
 //! STRICT, PERMISSIVE and DISABLE, for clients with a sidecar and without.
 
+use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::policy::MtlsMode;
+use bulkhead_core::protocol::Protocol;
 use bulkhead_tests::apps;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::pair::{Pair, metric_becomes};
 
@@ -88,6 +93,52 @@ async fn permissive_serves_plaintext_and_counts_who_sent_it() {
         1.0,
     )
     .await;
+}
+
+#[tokio::test]
+async fn permissive_takes_a_client_that_is_slow_to_speak_for_what_it_is() {
+    let (connections, mut connected) = mpsc::unbounded_channel();
+    let app = apps::serve(move |mut stream, _| {
+        connections.send(()).unwrap();
+        async move {
+            if stream.read(&mut [0; 1024]).await.unwrap() > 0 {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow";
+                stream.write_all(answer).await.unwrap();
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let pair = Pair::start(app.address, MtlsMode::Permissive).await;
+    let credentials = pair.client.latest.clone().first().await.unwrap();
+    let server = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/cart").unwrap();
+    let config = credentials.client_config(&server, Protocol::Http1).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+
+    for security in ["none", "mutual_tls"] {
+        let stream = TcpStream::connect(pair.server_port()).await.unwrap();
+        // The proxy no longer waits for the client alone.
+        connected.recv().await.unwrap();
+        let answer = match security {
+            "none" => ask(stream).await,
+            _ => {
+                let name = "127.0.0.1".try_into().unwrap();
+                ask(connector.connect(name, stream).await.unwrap()).await
+            }
+        };
+        assert!(answer.ends_with("slow"), "{security}: {answer}");
+        connected.recv().await.unwrap();
+        let label = format!("connection_security_policy=\"{security}\"");
+        metric_becomes(&pair.server, "istio_requests_total", &[&label], 1.0).await;
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test]
