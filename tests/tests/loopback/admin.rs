@@ -66,7 +66,7 @@ async fn what_changes_something_needs_a_post_from_this_host() {
         "host: evil.example:15000",
         "host: localhost:15000\r\norigin: https://evil.example",
     ] {
-        let request = format!("POST /drain HTTP/1.1\r\n{headers}\r\n\r\n");
+        let request = format!("POST /drain HTTP/1.1\r\nconnection: close\r\n{headers}\r\n\r\n");
         let answer = apps::talk(admin, request.as_bytes())
             .await
             .unwrap()
