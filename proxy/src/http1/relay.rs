@@ -85,6 +85,10 @@ where
         _ if tunnel => Framing::NONE,
         _ => response.framing,
     };
+    let mut body = Body::new(framing);
+    let there = body
+        .advance(&buffer.data()[response.length..])
+        .map_err(|error| unusable(Failure::new(Reason::ResponseMalformed, error), told))?;
     let fate = fate();
     let delimited = framing != Framing::UntilClose;
     let relayed = Relayed {
@@ -96,7 +100,7 @@ where
             && (fate.pooled || response.keep_alive),
         tunnel,
     };
-    send(server, buffer, client, &response, framing, relayed)
+    send(server, buffer, client, &response, &mut body, there, relayed)
         .await
         .map_err(|error| match error {
             ForwardError::Write(error) => RelayError::Cut(CutBy::Client, error),
@@ -153,23 +157,20 @@ where
     }
 }
 
-/// Writes the head, with as much of the body as is there, then the rest.
+/// Writes the head, with the bytes of the body that are there, then the rest.
 async fn send<S, C>(
     server: &mut S,
     buffer: &mut Buffer,
     client: &mut C,
     response: &ResponseHead,
-    framing: Framing,
+    body: &mut Body,
+    there: usize,
     relayed: Relayed,
 ) -> Result<(), ForwardError>
 where
     S: AsyncRead + Unpin,
     C: AsyncWrite + Unpin,
 {
-    let mut body = Body::new(framing);
-    let there = body
-        .advance(&buffer.data()[response.length..])
-        .map_err(ForwardError::Framing)?;
     let whole = response.length + there;
     // The client learns the truth about its own connection.
     let says_close = !relayed.client_reusable && !relayed.tunnel;
@@ -189,7 +190,7 @@ where
     };
     written.map_err(ForwardError::Write)?;
     buffer.consume(whole);
-    forward_body(server, buffer, client, &mut body).await
+    forward_body(server, buffer, client, body).await
 }
 
 /// Why a body was not forwarded to its end.

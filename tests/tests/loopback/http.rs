@@ -355,13 +355,18 @@ async fn a_head_beyond_the_limit_is_refused_with_431() {
 
 #[tokio::test]
 async fn a_response_that_cannot_be_read_is_a_502_with_its_reason() {
-    let app = scripted(b"\r\n\r\n", b"HTTP/1.1 banana\r\n\r\n", true).await;
-    let pair = Pair::start(app.address, MtlsMode::Strict).await;
-    let answer = apps::get(pair.dial(), "/").await.unwrap();
-    assert_eq!(
-        (answer.status, answer.reason()),
-        (502, Some("response_malformed"))
-    );
+    for answer in [
+        &b"HTTP/1.1 banana\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nbanana\r\n",
+    ] {
+        let app = scripted(b"\r\n\r\n", answer, true).await;
+        let pair = Pair::start(app.address, MtlsMode::Strict).await;
+        let answer = apps::get(pair.dial(), "/").await.unwrap();
+        assert_eq!(
+            (answer.status, answer.reason()),
+            (502, Some("response_malformed"))
+        );
+    }
 }
 
 #[tokio::test]
