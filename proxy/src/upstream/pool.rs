@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::http1::{Lease, Upstreams};
 
 /// Shorter than the time for which the peer's proxy keeps an idle connection, so
-/// that it is we who close it and no request meets a closing connection.
+/// that no request meets one that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// The most idle connections kept for one upstream and worker.
 const MAX_IDLE: usize = 256;
