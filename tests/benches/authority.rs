@@ -102,9 +102,9 @@ impl RunningCa {
         self.directory.join("roots.pem")
     }
 
-    /// The certificate that signs everybody's.
-    pub(crate) fn intermediate_der(&self) -> rustls::pki_types::CertificateDer<'static> {
-        self.authority.certificate().der().clone()
+    /// The certificate that signs everybody's, as if it were a root.
+    pub(crate) fn intermediate(&self) -> Result<Roots> {
+        Ok(Roots::new([self.authority.certificate().clone()])?)
     }
 
     /// A token of the issuer that the CA believes.

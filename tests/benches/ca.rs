@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _,
@@ -17,6 +17,7 @@ use aws_lc_rs::signature::{
 use bulkhead_core::sidecar::TOKEN_AUDIENCE;
 use bulkhead_pki::csr;
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving;
 use bulkhead_proto::generated::IstioCertificateRequest;
 use bulkhead_tests::api_server::ApiServer;
 use bulkhead_tests::namespace::{Namespace, a_pod};
@@ -26,8 +27,8 @@ use hyper::body::Bytes;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
+use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tokio_rustls::TlsConnector;
 
@@ -77,11 +78,17 @@ pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()
     }
     let kept = table.median(KEPT, MAXIMUM);
     let raw = table.median(RAW, MAXIMUM);
+    let (kept_cpu, raw_cpu) = (table.median(KEPT, PER_CPU), table.median(RAW, PER_CPU));
     let targets = [
         Target {
             what: "kept connections / raw signatures",
             value: kept.zip(raw).map(|(kept, raw)| kept / raw),
             bound: Bound::AtLeast(0.6),
+        },
+        Target {
+            what: "the same by CPU time",
+            value: kept_cpu.zip(raw_cpu).map(|(kept, raw)| kept / raw),
+            bound: Bound::None,
         },
         Target {
             what: "certificates a second, a new connection each",
@@ -110,7 +117,9 @@ async fn by_key_file(settings: &Settings, table: &mut Table) -> Result<()> {
     let client = Client::new(&ca, work)?;
     let (warm_up, window) = (settings.warm_up, settings.window);
     for _ in 0..settings.rounds {
-        table.add(RAW, MAXIMUM, raw_rate(settings.window / 2).await?);
+        let raw = raw_rates(settings.window / 2).await?;
+        table.add(RAW, MAXIMUM, raw[0]);
+        table.add(RAW, PER_CPU, raw[1]);
         let processes = [&ca.process];
         let most = maximum(client.kept().await?, warm_up, window, &processes).await?;
         add(table, KEPT, most);
@@ -199,12 +208,8 @@ impl Client {
     fn new(ca: &RunningCa, work: Vec<Work>) -> Result<Self> {
         // One signature less for this side to verify than from the root on: the
         // server's work is the same, and this core must not be what is measured.
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.intermediate_der())?;
-        let mut tls = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = serving::client_config(&ca.intermediate()?, ["h2"])?;
+        let mut tls = ClientConfig::clone(&tls);
         // Workloads that start have no session to resume.
         tls.resumption = Resumption::disabled();
         Ok(Self {
@@ -307,32 +312,33 @@ impl Caller for Fresh {
     }
 }
 
-/// How many signatures the CA's core verifies and makes in a second, with
-/// nothing around it.
-async fn raw_rate(time: Duration) -> Result<f64> {
+/// How many signatures the CA's core verifies and makes with nothing around
+/// it: in a second, and in a second of CPU time.
+async fn raw_rates(time: Duration) -> Result<[f64; 2]> {
     let this = std::env::current_exe()?;
     let mut command = tokio::process::Command::new("taskset");
     command.args(["--cpu-list", CORE]).arg(Path::new(&this));
     command.args(["--raw-signatures", &time.as_millis().to_string()]);
-    let output = command.output().await?;
-    let text = String::from_utf8(output.stdout)?;
-    match text.trim().parse() {
-        Ok(rate) => Ok(rate),
-        Err(_) => bail!("measuring signatures said {text:?}"),
-    }
+    let text = String::from_utf8(command.output().await?.stdout)?;
+    let rates: Vec<f64> = text
+        .split_whitespace()
+        .filter_map(|rate| rate.parse().ok())
+        .collect();
+    let rates = rates.try_into();
+    rates.map_err(|_| anyhow!("measuring signatures said {text:?}"))
 }
 
 /// Verifies a signature and makes one, again and again, and prints how often in
-/// a second.
-pub(crate) fn print_raw_rate(time: Duration) -> Result<()> {
+/// a second, and how often in a second of CPU time.
+pub(crate) fn print_raw_rates(time: Duration) -> Result<()> {
     let random = SystemRandom::new();
-    let unspecified = |_| anyhow::anyhow!("the cryptography failed");
+    let unspecified = |_| anyhow!("the cryptography failed");
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(unspecified)?;
     let public = key.public_key().as_ref();
     let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public);
     let message = [7; SIGNED_BYTES];
     let mut signature = key.sign(&random, &message).map_err(unspecified)?;
-    let (start, mut done) = (Instant::now(), 0_u32);
+    let (start, busy, mut done) = (Instant::now(), own_cpu_seconds()?, 0_u32);
     while start.elapsed() < time {
         public
             .verify(&message, signature.as_ref())
@@ -340,9 +346,17 @@ pub(crate) fn print_raw_rate(time: Duration) -> Result<()> {
         signature = key.sign(&random, &message).map_err(unspecified)?;
         done += 1;
     }
+    let (took, busy) = (start.elapsed().as_secs_f64(), own_cpu_seconds()? - busy);
     say(&format!(
-        "{}",
-        f64::from(done) / start.elapsed().as_secs_f64()
+        "{} {}",
+        f64::from(done) / took,
+        f64::from(done) / busy
     ));
     Ok(())
+}
+
+fn own_cpu_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/schedstat")?;
+    let nanoseconds = text.split(' ').next().unwrap_or_default();
+    Ok(nanoseconds.parse::<f64>()? / 1e9)
 }

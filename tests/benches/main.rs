@@ -41,7 +41,7 @@ use crate::settings::{Bench, Command, Settings};
 
 fn main() -> Result<()> {
     match Command::read(std::env::args().skip(1))? {
-        Command::RawSignatures(time) => ca::print_raw_rate(time),
+        Command::RawSignatures(time) => ca::print_raw_rates(time),
         Command::Run(settings) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
