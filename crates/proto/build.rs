@@ -3,10 +3,13 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(["ca.proto", "health.proto"], ["proto"])?;
-    // Connections are made by the programs, which know whom to trust.
+    let files = ["ca.proto", "health.proto", "discovery.proto", "xds.proto"];
+    let descriptors = protox::compile(files, ["proto"])?;
+    // Connections are made by the programs, which know whom to trust. Maps are
+    // ordered where equal resources must be equal bytes.
     tonic_prost_build::configure()
         .build_transport(false)
+        .btree_map(".bulkhead.discovery.v1")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -16,6 +16,7 @@
 //! - [`settings`]: how every program reads its environment, all errors at once.
 //! - [`policy`]: mTLS modes and the inbound decision.
 //! - [`protocol`]: what is spoken inside a connection, and how we know.
+//! - [`discovery`]: what control tells a proxy.
 //! - [`alpn`]: the names that mark mesh traffic on the wire.
 //! - [`reason`]: the stable code of each refusal that the proxy makes.
 //! - [`port_set`], [`cidr`], [`quantity`], [`duration`]: small values as people
@@ -25,6 +26,7 @@
 pub mod alpn;
 pub mod annotation;
 pub mod cidr;
+pub mod discovery;
 pub mod duration;
 pub mod identity;
 pub mod pod_settings;

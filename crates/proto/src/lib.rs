@@ -2,13 +2,16 @@
 //! values that cannot be wrong; nothing else.
 //!
 //! - [`ca`]: the CSR service.
+//! - [`discovery`]: what control tells a proxy; [`xds`]: how it gets there.
 //! - [`health`]: gRPC health checks, which probes use.
 //!
 //! Generated types are used where gRPC's own traits name them, and converted at
 //! once.
 
 pub mod ca;
+pub mod discovery;
 pub mod health;
+pub mod xds;
 
 /// What is generated from the .proto files.
 #[expect(
@@ -18,7 +21,15 @@ pub mod health;
 pub mod generated {
     tonic::include_proto!("istio.v1.auth");
 
+    pub mod discovery {
+        tonic::include_proto!("bulkhead.discovery.v1");
+    }
+
     pub mod health {
         tonic::include_proto!("grpc.health.v1");
+    }
+
+    pub mod xds {
+        tonic::include_proto!("envoy.service.discovery.v3");
     }
 }
