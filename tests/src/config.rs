@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 const KUBERNETES: &str = "BULKHEAD_KUBERNETES";
 /// Names a Python that has the package `grpcio`.
 const PYTHON_WITH_GRPC: &str = "BULKHEAD_PYTHON_WITH_GRPC";
+/// Names the directory of a cluster that `scripts/cluster` runs.
+const CLUSTER: &str = "BULKHEAD_CLUSTER";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -41,6 +43,20 @@ pub(crate) fn envoy() -> Result<PathBuf> {
         program.display()
     );
     Ok(program)
+}
+
+/// The administrator's kubeconfig of the cluster that `scripts/cluster` runs.
+///
+/// No other kubeconfig is looked for: the tests end pods and change what belongs
+/// to the whole cluster, which must never be somebody's own.
+pub(crate) fn cluster_kubeconfig() -> Result<PathBuf> {
+    let kubeconfig = told(CLUSTER, "cluster")?.join("kubeconfig");
+    ensure!(
+        kubeconfig.is_file(),
+        "{} is not there; `./scripts/test cluster` starts a cluster and runs these tests",
+        kubeconfig.display()
+    );
+    Ok(kubeconfig)
 }
 
 /// What a variable says, which this part of `./scripts/test` sets.

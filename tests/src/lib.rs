@@ -5,6 +5,7 @@
 //! - [`api_server`]: a real Kubernetes API server.
 //! - [`namespace`]: a namespace in it for one test, with its pods,
 //!   ServiceAccounts and tokens.
+//! - [`cluster`]: a real cluster with Bulkhead in it.
 //! - [`envoy`]: a real Envoy.
 //! - [`metrics`]: what a program of ours has counted.
 //! - [`config`]: what the tests are told by their environment.
@@ -13,6 +14,7 @@
 pub mod api_server;
 pub mod apps;
 pub mod balancer;
+pub mod cluster;
 pub mod config;
 pub mod envoy;
 pub mod metrics;

@@ -12,7 +12,11 @@ const COUNTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The sum of the metrics that have this name and these labels.
 pub fn sum(monitoring: &Monitoring, name: &str, labels: &[&str]) -> f64 {
-    let text = monitoring.metrics();
+    sum_of(&monitoring.metrics(), name, labels)
+}
+
+/// The same, of metrics that were read already.
+pub fn sum_of(text: &str, name: &str, labels: &[&str]) -> f64 {
     text.lines()
         .filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)))
         .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
