@@ -14,12 +14,12 @@ use bulkhead_runtime::drain::{self, Outcome};
 use bulkhead_runtime::http_server;
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_workload::{Renewal, RenewalRequests, Settings};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use crate::credentials::{self, Latest};
-use crate::identity::{Renewal, RenewalRequests};
 use crate::metrics::Metrics;
 use crate::status::{Admin, Status};
 use crate::worker::{self, Work};
@@ -74,15 +74,18 @@ impl Proxy {
         let config = Arc::new(config);
         let monitoring = Monitoring::default();
         let metrics = Metrics::new(&config, &id);
-        monitoring.register(|registry| metrics.register(registry));
+        let certificate_metrics = bulkhead_workload::metrics::Metrics::default();
+        monitoring.register(|registry| {
+            metrics.register(registry);
+            certificate_metrics.register(registry);
+        });
 
         let (publisher, latest) = credentials::channel();
         let (renewal, renewals) = Renewal::new(
-            &config,
-            id,
+            Settings::of_sidecar(&config, id),
             dependencies.clock.clone(),
             publisher,
-            metrics.clone(),
+            certificate_metrics,
             monitoring.readiness.condition("certificate"),
         );
         let path = DataPath::start(&config, &sockets, &latest, &metrics, &dependencies.clock)

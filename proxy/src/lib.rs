@@ -11,7 +11,7 @@
 //!             │                              └─ copy ──┘                         │
 //!             └───────────────▲──────────────────────────────────────────────────┘
 //!                             │ credentials (published, never locked)
-//!             identity: key ─▶ CSR ─▶ CA ─▶ verified ─▶ published ─▶ wait
+//!             renewal: key ─▶ CSR ─▶ CA ─▶ verified ─▶ published ─▶ wait
 //! ```
 //!
 //! In reading order:
@@ -21,7 +21,7 @@
 //! - [`http1`], `http2`, `copy`: forwarding.
 //! - `upstream`: connections to the application and to peers.
 //! - `buffer`: memory, held only while it holds bytes.
-//! - `identity`, [`credentials`]: the certificate, from the CA to connections.
+//! - [`credentials`]: the certificate; `bulkhead_workload` gets it from the CA.
 //! - `metrics`, `failure`: what is counted, and what is said.
 //! - `status`, `probe`: the status and admin ports; [`wait`]: holding others back.
 
@@ -29,12 +29,10 @@ pub mod app;
 mod buffer;
 pub mod config;
 mod copy;
-pub mod credentials;
 pub mod detect;
 mod failure;
 pub mod http1;
 mod http2;
-mod identity;
 mod inbound;
 mod metrics;
 mod outbound;
@@ -45,4 +43,4 @@ mod upstream;
 pub mod wait;
 mod worker;
 
-pub use identity::RenewalRequests;
+pub use bulkhead_workload::{RenewalRequests, credentials};

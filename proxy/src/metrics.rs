@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,9 +18,8 @@ use bulkhead_core::sidecar::SidecarConfig;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use crate::copy::Meter;
 use crate::failure::Failure;
@@ -100,11 +98,6 @@ struct SourceLabel {
     source_address: String,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq, Hash, EncodeLabelSet)]
-struct RenewalLabels {
-    outcome: &'static str,
-}
-
 /// Makes histograms with Istio's buckets.
 #[derive(Clone)]
 struct Durations;
@@ -128,9 +121,6 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     plaintext: Family<SourceLabel, Counter>,
     plaintext_sources: Arc<Mutex<BTreeSet<IpAddr>>>,
-    renewals: Family<RenewalLabels, Counter>,
-    expiry: Gauge<f64, AtomicU64>,
-    root_expiry: Gauge<f64, AtomicU64>,
 }
 
 /// Who the proxy stands for.
@@ -160,9 +150,6 @@ impl Metrics {
             refusals: Family::default(),
             plaintext: Family::default(),
             plaintext_sources: Arc::default(),
-            renewals: Family::default(),
-            expiry: Gauge::default(),
-            root_expiry: Gauge::default(),
         }
     }
 
@@ -206,23 +193,6 @@ impl Metrics {
             "bulkhead_plaintext_connections",
             "Plaintext connections accepted, by client address",
             &self.plaintext,
-        );
-        add(
-            "bulkhead_certificate_renewals",
-            "Attempts to get a certificate",
-            &self.renewals,
-        );
-        registry.register_with_unit(
-            "bulkhead_certificate_expiry_timestamp",
-            "When the workload's certificate expires, in seconds since the epoch",
-            Unit::Seconds,
-            self.expiry.clone(),
-        );
-        registry.register_with_unit(
-            "bulkhead_trust_root_expiry_timestamp",
-            "When the first of the trust roots expires, in seconds since the epoch",
-            Unit::Seconds,
-            self.root_expiry.clone(),
         );
     }
 
@@ -284,19 +254,6 @@ impl Metrics {
         self.plaintext
             .get_or_create(&SourceLabel { source_address })
             .inc();
-    }
-
-    /// Counts an attempt to get a certificate.
-    pub(crate) fn renewal(&self, outcome: &'static str) {
-        self.renewals
-            .get_or_create(&RenewalLabels { outcome })
-            .inc();
-    }
-
-    /// Notes when the certificate in use, and the first of its roots, expire.
-    pub(crate) fn expiry(&self, certificate: f64, root: f64) {
-        self.expiry.set(certificate);
-        self.root_expiry.set(root);
     }
 
     pub(crate) fn http(&self, direction: Direction, peers: PeerLabels) -> HttpMetrics {

@@ -11,8 +11,8 @@ use bulkhead_runtime::monitoring::Monitoring;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use crate::RenewalRequests;
 use crate::credentials::Latest;
-use crate::identity::RenewalRequests;
 use crate::probe;
 
 /// The longest log filter that is taken from a query.

@@ -9,12 +9,10 @@
 //! the peer's own verifier. A CA that does not answer costs nothing but a metric
 //! and a log line until the old certificate expires.
 
-mod authority;
-
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_core::identity::SpiffeId;
+use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_pki::bundle::{BundleError, TrustBundle};
 use bulkhead_pki::csr::{self, CreateError};
@@ -28,9 +26,9 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::readiness::Condition;
 use tokio::sync::mpsc;
 
+use crate::authority::{Authority, AuthorityError};
 use crate::credentials::{Credentials, Publisher};
 use crate::metrics::Metrics;
-use authority::{Authority, AuthorityError};
 
 /// The wait after a first failure, and the longest one. The longest is short
 /// beside any lifetime, so that a CA that comes back is noticed.
@@ -42,10 +40,38 @@ const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// was suspended must not sleep past its certificate.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
+/// Who a workload is, and whom it asks for its certificate.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub id: SpiffeId,
+    pub trust_domain: TrustDomain,
+    /// The CA's address, `host:port`; its certificate must have that name.
+    pub ca_address: String,
+    /// The PEM file with the roots that the CA is verified by.
+    pub ca_roots_path: String,
+    /// The file with the ServiceAccount token that the CA believes.
+    pub token_path: String,
+    /// The lifetime that is asked for.
+    pub certificate_lifetime: Duration,
+}
+
+impl Settings {
+    /// Those of the workload that a sidecar stands beside.
+    pub fn of_sidecar(config: &SidecarConfig, id: SpiffeId) -> Self {
+        Self {
+            id,
+            trust_domain: config.trust_domain.clone(),
+            ca_address: config.ca_address.clone(),
+            ca_roots_path: config.ca_roots_path.clone(),
+            token_path: config.token_path.clone(),
+            certificate_lifetime: config.certificate_lifetime,
+        }
+    }
+}
+
 /// The task that keeps the certificate fresh.
-pub(crate) struct Renewal {
+pub struct Renewal {
     authority: Authority,
-    id: SpiffeId,
     clock: Clock,
     publisher: Publisher,
     metrics: Metrics,
@@ -66,9 +92,10 @@ impl RenewalRequests {
 }
 
 impl Renewal {
-    pub(crate) fn new(
-        config: &SidecarConfig,
-        id: SpiffeId,
+    /// Publishes to `publisher`, and sets `has_certificate` while there is one
+    /// that is valid.
+    pub fn new(
+        settings: Settings,
         clock: Clock,
         publisher: Publisher,
         metrics: Metrics,
@@ -76,8 +103,7 @@ impl Renewal {
     ) -> (Self, RenewalRequests) {
         let (sender, requests) = mpsc::channel(1);
         let renewal = Self {
-            authority: Authority::new(config),
-            id,
+            authority: Authority::new(settings),
             clock,
             publisher,
             metrics,
@@ -88,7 +114,7 @@ impl Renewal {
     }
 
     /// Runs for ever.
-    pub(crate) async fn run(mut self) {
+    pub async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             match self.certify().await {
@@ -109,12 +135,13 @@ impl Renewal {
     /// is due.
     async fn certify(&self) -> Result<SystemTime, RenewalError> {
         let key = PrivateKey::generate()?;
-        let csr = csr::create(&key, Some(&self.id))?;
+        let id = self.authority.caller();
+        let csr = csr::create(&key, Some(id))?;
         let answer = self.authority.sign(csr).await?;
         let chain = SvidChain::from_pem(&answer.chain.concat())?;
         let bundle = TrustBundle::from_pem(self.authority.trust_domain().clone(), &answer.roots)?;
         let now = self.clock.now();
-        let identity = WorkloadIdentity::new(&self.id, &key, chain, bundle, now)?;
+        let identity = WorkloadIdentity::new(id, &key, chain, bundle, now)?;
         let due = renewal::point(identity.not_before(), identity.not_after(), jitter());
         self.publish(identity)?;
         Ok(due.max(now + SHORTEST_WAIT))

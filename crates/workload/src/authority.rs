@@ -3,8 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bulkhead_core::identity::TrustDomain;
-use bulkhead_core::sidecar::SidecarConfig;
+use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use bulkhead_pki::bundle::{BundleError, Roots};
 use bulkhead_pki::serving::{self, TlsError};
 use bulkhead_proto::ca::{
@@ -17,6 +16,8 @@ use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::renewal::Settings;
+
 /// How long the whole of a call may take, the connection included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest token that is sent, in bytes.
@@ -26,41 +27,34 @@ const MAX_TOKEN: u64 = 64 * 1024;
 ///
 /// Every call makes a connection of its own, and reads the token and the roots
 /// anew: calls are hours apart, and all three change meanwhile.
-pub(super) struct Authority {
-    trust_domain: TrustDomain,
-    address: String,
-    roots_path: String,
-    token_path: String,
-    lifetime: Duration,
-}
+pub(crate) struct Authority(Settings);
 
 impl Authority {
-    pub(super) fn new(config: &SidecarConfig) -> Self {
-        Self {
-            trust_domain: config.trust_domain.clone(),
-            address: config.ca_address.clone(),
-            roots_path: config.ca_roots_path.clone(),
-            token_path: config.token_path.clone(),
-            lifetime: config.certificate_lifetime,
-        }
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self(settings)
     }
 
-    pub(super) fn address(&self) -> &str {
-        &self.address
+    /// Who asks.
+    pub(crate) fn caller(&self) -> &SpiffeId {
+        &self.0.id
     }
 
-    pub(super) fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+    pub(crate) fn address(&self) -> &str {
+        &self.0.ca_address
+    }
+
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.0.trust_domain
     }
 
     /// Has a request signed.
-    pub(super) async fn sign(&self, csr: String) -> Result<CertificateAnswer, AuthorityError> {
+    pub(crate) async fn sign(&self, csr: String) -> Result<CertificateAnswer, AuthorityError> {
         let token = self.token().await?;
         let call = async {
             let channel = self.connect().await?;
             let wish = CertificateRequest {
                 csr,
-                lifetime: Some(self.lifetime),
+                lifetime: Some(self.0.certificate_lifetime),
                 on_behalf_of: None,
             };
             let mut request = tonic::Request::new(wish.into());
@@ -77,25 +71,27 @@ impl Authority {
     }
 
     async fn token(&self) -> Result<MetadataValue<Ascii>, AuthorityError> {
-        let token = read(&self.token_path, MAX_TOKEN)
+        let token = read(&self.0.token_path, MAX_TOKEN)
             .await
-            .map_err(|error| AuthorityError::File("the token", self.token_path.clone(), error))?;
+            .map_err(|error| AuthorityError::File("the token", self.0.token_path.clone(), error))?;
         let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
             .parse()
-            .map_err(|_| AuthorityError::Token(self.token_path.clone()))?;
+            .map_err(|_| AuthorityError::Token(self.0.token_path.clone()))?;
         // Kept out of logs and out of the compression's memory.
         value.set_sensitive(true);
         Ok(value)
     }
 
     async fn connect(&self) -> Result<Channel, AuthorityError> {
-        let roots = read(&self.roots_path, u64::MAX)
+        let roots = read(&self.0.ca_roots_path, u64::MAX)
             .await
-            .map_err(|error| AuthorityError::File("the roots", self.roots_path.clone(), error))?;
+            .map_err(|error| {
+                AuthorityError::File("the roots", self.0.ca_roots_path.clone(), error)
+            })?;
         let config = serving::client_config(&Roots::from_pem(&roots)?, ["h2"])?;
         // tonic wants a scheme; the connection is TLS whatever it says here.
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|_| AuthorityError::Address(self.address.clone()))?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.0.ca_address))
+            .map_err(|_| AuthorityError::Address(self.0.ca_address.clone()))?;
         let connector = tower::service_fn(move |uri: Uri| {
             let connector = TlsConnector::from(config.clone());
             async move {
@@ -136,7 +132,7 @@ async fn read(path: &str, limit: u64) -> io::Result<String> {
 
 /// Why the CA gave no certificate.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AuthorityError {
+pub(crate) enum AuthorityError {
     #[error("reading {0} from {1} failed: {2}")]
     File(&'static str, String, io::Error),
     #[error("the token in {0} has characters that no token has")]
@@ -159,7 +155,7 @@ pub(super) enum AuthorityError {
 
 impl AuthorityError {
     /// The metric label.
-    pub(super) fn outcome(&self) -> &'static str {
+    pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::File(..) | Self::Token(_) | Self::Roots(_) | Self::Address(_) | Self::Tls(_) => {
                 "local_failure"
