@@ -1,0 +1,12 @@
+//! The Kubernetes resources that Bulkhead defines or reads, as types.
+//!
+//! ```text
+//!  crates/crds ──crdgen──▶ charts/bulkhead/templates/*-crds.yaml ──helm──▶ API server
+//!      └── the same types, read and written by control, the webhook and the command
+//! ```
+//!
+//! - [`emergency`]: the kill switch's objects.
+//! - [`generate`]: the definitions as the chart ships them; `crdgen` prints them.
+
+pub mod emergency;
+pub mod generate;
