@@ -1,7 +1,7 @@
 //! The Kubernetes resources that Bulkhead defines or reads, as types.
 //!
 //! ```text
-//!  crates/crds ──crdgen──▶ charts/bulkhead/templates/*-crds.yaml ──helm──▶ API server
+//!  crates/crds ──crdgen──▶ charts/bulkhead/files/crds/*.yaml ──helm──▶ API server
 //!      └── the same types, read and written by control, the webhook and the command
 //! ```
 //!
