@@ -67,6 +67,7 @@ pub(crate) fn http_status(reason: Reason) -> u16 {
         Reason::TlsHandshakeFailed
         | Reason::PeerIdentityMismatch
         | Reason::UpstreamConnectFailed
+        | Reason::NoReadyEndpoint
         | Reason::UpstreamClosed
         | Reason::NoCertificate => 503,
     }

@@ -503,6 +503,7 @@ fn response_flags(reason: Reason) -> &'static str {
         | Reason::TlsHandshakeFailed
         | Reason::PeerIdentityMismatch
         | Reason::NoCertificate => "UF",
+        Reason::NoReadyEndpoint => "UH",
         Reason::UpstreamClosed => "UC",
         Reason::ResponseMalformed => "UPE",
         Reason::RequestMalformed | Reason::RequestHeadTooLarge => "DPE",

@@ -17,6 +17,7 @@
 //! - [`policy`]: mTLS modes and the inbound decision.
 //! - [`protocol`]: what is spoken inside a connection, and how we know.
 //! - [`discovery`]: what control tells a proxy.
+//! - [`bypass`]: what takes a proxy out of the path without control.
 //! - [`alpn`]: the names that mark mesh traffic on the wire.
 //! - [`reason`]: the stable code of each refusal that the proxy makes.
 //! - [`port_set`], [`cidr`], [`quantity`], [`duration`]: small values as people
@@ -25,6 +26,7 @@
 
 pub mod alpn;
 pub mod annotation;
+pub mod bypass;
 pub mod cidr;
 pub mod discovery;
 pub mod duration;

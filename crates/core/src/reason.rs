@@ -14,6 +14,7 @@ pub enum Reason {
     TlsHandshakeFailed,
     PeerIdentityMismatch,
     UpstreamConnectFailed,
+    NoReadyEndpoint,
     UpstreamClosed,
     RequestMalformed,
     RequestHeadTooLarge,
@@ -25,12 +26,13 @@ pub enum Reason {
 
 impl Reason {
     /// The table of the docs, in its order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::PlaintextRefused,
         Self::MtlsDisabled,
         Self::TlsHandshakeFailed,
         Self::PeerIdentityMismatch,
         Self::UpstreamConnectFailed,
+        Self::NoReadyEndpoint,
         Self::UpstreamClosed,
         Self::RequestMalformed,
         Self::RequestHeadTooLarge,
@@ -98,6 +100,11 @@ impl Reason {
                 "upstream_connect_failed",
                 "the destination did not accept a connection",
                 "check that it listens there and that no network policy is in between",
+            ),
+            Self::NoReadyEndpoint => (
+                "no_ready_endpoint",
+                "no pod of the Service that was dialled is ready",
+                "look at the Service's pods and their readiness probes, and at its selector",
             ),
             Self::UpstreamClosed => (
                 "upstream_closed",

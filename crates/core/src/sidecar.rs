@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,11 @@ use crate::{duration, ports};
 pub const TOKEN_PATH: &str = "/var/run/secrets/bulkhead.io/token/token";
 /// Where a pod finds the roots that the CA's own certificate chains to.
 pub const CA_ROOTS_PATH: &str = "/var/run/secrets/bulkhead.io/roots/ca.crt";
+/// Where a pod finds what switches its proxy out of the path, when there is
+/// something that does.
+pub const BYPASS_PATH: &str = "/var/run/secrets/bulkhead.io/roots/bypass.json";
+/// What an address is set to that there is none of.
+const NONE: &str = "none";
 /// The audience that the token is bound to.
 pub const TOKEN_AUDIENCE: &str = "bulkhead-ca";
 
@@ -31,8 +37,12 @@ pub struct SidecarConfig {
     pub trust_domain: TrustDomain,
     pub namespace: String,
     pub service_account: String,
-    /// The pod's name, for logs and metrics; empty outside Kubernetes.
+    /// The pod's name, by which control knows the proxy; empty outside
+    /// Kubernetes.
     pub pod_name: String,
+    /// The pod's own addresses. What goes to one of them goes to the
+    /// application behind this very proxy.
+    pub pod_ips: Vec<IpAddr>,
     /// The name of the workload that owns the pod, for logs and metrics.
     pub workload: String,
 
@@ -46,7 +56,16 @@ pub struct SidecarConfig {
     /// The lifetime to ask for; the CA may answer with less.
     pub certificate_lifetime: Duration,
 
-    /// The mTLS mode of every inbound port not listed in `port_modes`.
+    /// `host:port` of control; `none` where there is none, and the settings
+    /// here are all that the proxy knows. See [`Self::control`].
+    pub control_address: String,
+    /// The identity that control must prove.
+    pub control_identity: SpiffeId,
+    /// A file that can switch the proxy out of the path; looked at each second.
+    pub bypass_path: String,
+
+    /// The mTLS mode of every inbound port not listed in `port_modes`, until
+    /// control says otherwise.
     pub mode: MtlsMode,
     pub port_modes: BTreeMap<u16, MtlsMode>,
     /// Ports, inbound and outbound, whose bytes nobody looks at.
@@ -55,6 +74,8 @@ pub struct SidecarConfig {
     pub port_protocols: BTreeMap<u16, Protocol>,
     pub inbound: Vec<InboundListener>,
     pub outbound: Vec<OutboundListener>,
+    /// Ports that take all of the application's connections, wherever they go.
+    pub redirected_outbound: Vec<RedirectedListener>,
 
     /// `/metrics`, `/ready` and the application's probes.
     pub status_address: SocketAddr,
@@ -101,6 +122,31 @@ pub struct OutboundListener {
     pub identity: SpiffeId,
     #[serde(default)]
     pub protocol: Protocol,
+}
+
+/// A port that takes connections to any destination; what a destination is,
+/// control says.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedirectedListener {
+    pub listen: SocketAddr,
+    /// The one destination that this port stands for. Where there is none,
+    /// connections arrive by redirection, and their original destination is
+    /// where they go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<SocketAddr>,
+}
+
+impl RedirectedListener {
+    /// Where redirection sends a pod's outbound connections.
+    pub fn in_pod() -> Vec<Self> {
+        let addresses = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let listeners = addresses.map(|ip| Self {
+            listen: SocketAddr::new(ip, ports::PROXY_OUTBOUND),
+            destination: None,
+        });
+        listeners.into()
+    }
 }
 
 /// A probe of the application, as the proxy performs it on loopback.
@@ -195,17 +241,22 @@ mod name {
     pub(super) const NAMESPACE: &str = "BULKHEAD_NAMESPACE";
     pub(super) const SERVICE_ACCOUNT: &str = "BULKHEAD_SERVICE_ACCOUNT";
     pub(super) const POD_NAME: &str = "BULKHEAD_POD_NAME";
+    pub(super) const POD_IPS: &str = "BULKHEAD_POD_IPS";
     pub(super) const WORKLOAD: &str = "BULKHEAD_WORKLOAD";
     pub(super) const CA_ADDRESS: &str = "BULKHEAD_CA_ADDRESS";
     pub(super) const CA_ROOTS_PATH: &str = "BULKHEAD_CA_ROOTS_PATH";
     pub(super) const TOKEN_PATH: &str = "BULKHEAD_TOKEN_PATH";
     pub(super) const CERTIFICATE_LIFETIME: &str = "BULKHEAD_CERTIFICATE_LIFETIME";
+    pub(super) const CONTROL_ADDRESS: &str = "BULKHEAD_CONTROL_ADDRESS";
+    pub(super) const CONTROL_IDENTITY: &str = "BULKHEAD_CONTROL_IDENTITY";
+    pub(super) const BYPASS_PATH: &str = "BULKHEAD_BYPASS_PATH";
     pub(super) const MTLS_MODE: &str = "BULKHEAD_MTLS_MODE";
     pub(super) const PORT_MTLS_MODES: &str = "BULKHEAD_PORT_MTLS_MODES";
     pub(super) const OPAQUE_PORTS: &str = "BULKHEAD_OPAQUE_PORTS";
     pub(super) const PORT_PROTOCOLS: &str = "BULKHEAD_PORT_PROTOCOLS";
     pub(super) const INBOUND: &str = "BULKHEAD_INBOUND";
     pub(super) const OUTBOUND: &str = "BULKHEAD_OUTBOUND";
+    pub(super) const REDIRECTED_OUTBOUND: &str = "BULKHEAD_REDIRECTED_OUTBOUND";
     pub(super) const STATUS_ADDRESS: &str = "BULKHEAD_STATUS_ADDRESS";
     pub(super) const ADMIN_ADDRESS: &str = "BULKHEAD_ADMIN_ADDRESS";
     pub(super) const APP_PROBES: &str = "BULKHEAD_APP_PROBES";
@@ -227,22 +278,33 @@ pub const DOWNWARD_API: &[(&str, &str)] = &[
     (name::NAMESPACE, "metadata.namespace"),
     (name::SERVICE_ACCOUNT, "spec.serviceAccountName"),
     (name::POD_NAME, "metadata.name"),
+    (name::POD_IPS, "status.podIPs"),
 ];
 
 impl SidecarConfig {
     /// The settings of a sidecar about which nobody said anything.
     pub fn new(trust_domain: TrustDomain, namespace: String, service_account: String) -> Self {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let control_identity =
+            SpiffeId::workload(&trust_domain, "bulkhead-system", "bulkhead-control")
+                .expect("both names are literals that the tests use");
         Self {
             trust_domain,
             namespace,
             service_account,
             pod_name: String::new(),
+            pod_ips: Vec::new(),
             workload: String::new(),
             ca_address: format!("bulkhead-ca.bulkhead-system.svc:{}", ports::CONTROL_PLANE),
             ca_roots_path: CA_ROOTS_PATH.to_owned(),
             token_path: TOKEN_PATH.to_owned(),
             certificate_lifetime: Duration::from_secs(24 * 60 * 60),
+            control_address: format!(
+                "bulkhead-control.bulkhead-system.svc:{}",
+                ports::CONTROL_PLANE
+            ),
+            control_identity,
+            bypass_path: BYPASS_PATH.to_owned(),
             mode: MtlsMode::Permissive,
             port_modes: BTreeMap::new(),
             opaque_ports: OPAQUE_PORTS.iter().copied().collect(),
@@ -252,6 +314,7 @@ impl SidecarConfig {
                 forward: None,
             }],
             outbound: Vec::new(),
+            redirected_outbound: Vec::new(),
             status_address: SocketAddr::new(everywhere, ports::PROXY_STATUS),
             admin_address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ports::PROXY_ADMIN),
             probes: BTreeMap::new(),
@@ -267,6 +330,13 @@ impl SidecarConfig {
     /// The identity that the proxy asks the CA for.
     pub fn spiffe_id(&self) -> Result<SpiffeId, IdentityError> {
         SpiffeId::workload(&self.trust_domain, &self.namespace, &self.service_account)
+    }
+
+    /// `host:port` of control, where there is one. Without a name of its own the
+    /// proxy could ask for nothing there.
+    pub fn control(&self) -> Option<&str> {
+        let address = self.control_address.as_str();
+        (address != NONE && !self.pod_name.is_empty()).then_some(address)
     }
 
     /// The inbound policy that these settings amount to.
@@ -308,17 +378,22 @@ impl SidecarConfig {
         }
         each! {
             POD_NAME: pod_name by String::clone;
+            POD_IPS: pod_ips by write_list;
             WORKLOAD: workload by String::clone;
             CA_ADDRESS: ca_address by String::clone;
             CA_ROOTS_PATH: ca_roots_path by String::clone;
             TOKEN_PATH: token_path by String::clone;
             CERTIFICATE_LIFETIME: certificate_lifetime by |value: &Duration| duration::format(*value);
+            CONTROL_ADDRESS: control_address by String::clone;
+            CONTROL_IDENTITY: control_identity by SpiffeId::to_string;
+            BYPASS_PATH: bypass_path by String::clone;
             MTLS_MODE: mode by MtlsMode::to_string;
             PORT_MTLS_MODES: port_modes by write_map;
             OPAQUE_PORTS: opaque_ports by write_ports;
             PORT_PROTOCOLS: port_protocols by write_map;
             INBOUND: inbound by write_json;
             OUTBOUND: outbound by write_json;
+            REDIRECTED_OUTBOUND: redirected_outbound by write_json;
             STATUS_ADDRESS: status_address by SocketAddr::to_string;
             ADMIN_ADDRESS: admin_address by SocketAddr::to_string;
             APP_PROBES: probes by write_json;
@@ -346,12 +421,18 @@ impl SidecarConfig {
         );
         let config = Self {
             pod_name: settings.or(name::POD_NAME, default.pod_name),
+            pod_ips: settings
+                .parsed(name::POD_IPS, read_list)
+                .unwrap_or_default(),
             workload: settings.or(name::WORKLOAD, default.workload),
             ca_address: settings.or(name::CA_ADDRESS, default.ca_address),
             ca_roots_path: settings.or(name::CA_ROOTS_PATH, default.ca_roots_path),
             token_path: settings.or(name::TOKEN_PATH, default.token_path),
             certificate_lifetime: read_duration(name::CERTIFICATE_LIFETIME)
                 .unwrap_or(default.certificate_lifetime),
+            control_address: settings.or(name::CONTROL_ADDRESS, default.control_address),
+            control_identity: settings.or(name::CONTROL_IDENTITY, default.control_identity),
+            bypass_path: settings.or(name::BYPASS_PATH, default.bypass_path),
             mode: settings.or(name::MTLS_MODE, default.mode),
             port_modes: settings
                 .parsed(name::PORT_MTLS_MODES, read_map)
@@ -368,6 +449,9 @@ impl SidecarConfig {
             outbound: settings
                 .parsed(name::OUTBOUND, |text| serde_json::from_str(text))
                 .unwrap_or(default.outbound),
+            redirected_outbound: settings
+                .parsed(name::REDIRECTED_OUTBOUND, |text| serde_json::from_str(text))
+                .unwrap_or_default(),
             status_address: settings.or(name::STATUS_ADDRESS, default.status_address),
             admin_address: settings.or(name::ADMIN_ADDRESS, default.admin_address),
             probes: settings
@@ -418,6 +502,16 @@ fn read_ports(text: &str) -> Result<PortSet, crate::port_set::PortSetError> {
         return Ok(PortSet::default());
     }
     text.parse()
+}
+
+/// `10.0.0.1,2001:db8::1`, as the kubelet writes it.
+fn write_list<T: std::fmt::Display>(list: &Vec<T>) -> String {
+    let items: Vec<_> = list.iter().map(T::to_string).collect();
+    items.join(",")
+}
+
+fn read_list<T: FromStr>(text: &str) -> Result<Vec<T>, T::Err> {
+    text.split(',').map(str::parse).collect()
 }
 
 /// `8080=STRICT,9090=DISABLE`
@@ -526,11 +620,15 @@ mod tests {
         let full = SidecarConfig {
             trust_domain: TrustDomain::new("example.org").unwrap(),
             pod_name: "cart-0".into(),
+            pod_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()],
             workload: "cart".into(),
             ca_address: "[::1]:1".into(),
             ca_roots_path: "/roots".into(),
             token_path: "/token".into(),
             certificate_lifetime: Duration::from_millis(90_500),
+            control_address: "control:2".into(),
+            control_identity: SpiffeId::parse("spiffe://example.org/ns/c/sa/d").unwrap(),
+            bypass_path: "/bypass".into(),
             mode: MtlsMode::Strict,
             port_modes: [(80, MtlsMode::Disable), (81, MtlsMode::Permissive)].into(),
             opaque_ports: PortSet::default(),
@@ -546,6 +644,7 @@ mod tests {
                 identity: SpiffeId::parse("spiffe://example.org/ns/a/sa/b").unwrap(),
                 protocol: Protocol::Opaque,
             }],
+            redirected_outbound: RedirectedListener::in_pod(),
             status_address: "127.0.0.1:13".parse().unwrap(),
             admin_address: "127.0.0.1:14".parse().unwrap(),
             probes,
@@ -560,7 +659,22 @@ mod tests {
         let env = full.to_env();
         assert_eq!(read(&env).unwrap(), full);
         // Everything differs from its default above, so every variable is there.
-        assert_eq!(env.len(), 24);
+        assert_eq!(env.len(), 29);
+    }
+
+    #[test]
+    fn control_is_asked_by_whoever_has_a_name_unless_there_is_none() {
+        let mut config = config();
+        assert_eq!(config.control(), None);
+        config.pod_name = "cart-0".into();
+        let address = "bulkhead-control.bulkhead-system.svc:15012";
+        assert_eq!(config.control(), Some(address));
+        assert_eq!(
+            config.control_identity.as_str(),
+            "spiffe://cluster.local/ns/bulkhead-system/sa/bulkhead-control"
+        );
+        config.control_address = "none".into();
+        assert_eq!(config.control(), None);
     }
 
     #[test]
