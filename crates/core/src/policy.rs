@@ -3,7 +3,10 @@
 //! The decision has two moments. When the first bytes are known, [`screen`]
 //! says what to do with them; when the peer is known, [`decide`] says whether
 //! it may speak, and hands out the [`Permit`] without which nothing is
-//! forwarded.
+//! forwarded. [`peer_authentication`] says which mode applies where people
+//! wrote Istio's policies.
+
+pub mod peer_authentication;
 
 use std::collections::BTreeMap;
 use std::fmt;

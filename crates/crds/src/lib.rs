@@ -6,7 +6,9 @@
 //! ```
 //!
 //! - [`emergency`]: the kill switch's objects.
+//! - [`istio`]: what people have written for Istio.
 //! - [`generate`]: the definitions as the chart ships them; `crdgen` prints them.
 
 pub mod emergency;
 pub mod generate;
+pub mod istio;
