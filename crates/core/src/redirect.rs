@@ -12,12 +12,17 @@ use crate::port_set::PortSet;
 use crate::ports;
 use crate::settings::{Settings, SettingsError};
 
+/// Names are looked up here, by UDP and, where an answer is long, by TCP. A pod
+/// whose proxy is not there yet, or not any more, can still look them up.
+pub const DNS: u16 = 53;
+
 /// Everything that the init container is told.
 ///
 /// A connection that an exclusion names is never redirected, whatever else
 /// names it. Neither are the proxy's own connections (by `proxy_uid`),
-/// connections to [`ports::RESERVED_IN_POD`], nor the application's connections
-/// to itself over loopback.
+/// connections to [`ports::RESERVED_IN_POD`] of the pod, outbound ones to
+/// [`DNS`] unless its port is included by name, nor the application's
+/// connections to itself over loopback.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RedirectConfig {
     /// Where inbound connections go.
@@ -103,12 +108,27 @@ impl Default for RedirectConfig {
 }
 
 impl RedirectConfig {
+    /// Every port whose inbound connections are never redirected: those that
+    /// are excluded, and the proxy's own.
+    pub fn excluded_inbound_ports(&self) -> PortSet {
+        let own = ports::RESERVED_IN_POD.iter().map(|port| (*port, *port));
+        let excluded = self.exclude_inbound_ports.ranges().iter().copied();
+        excluded.chain(own).collect()
+    }
+
+    /// Every port whose outbound connections are never redirected: those that
+    /// are excluded, and [`DNS`] unless it is included by name.
+    pub fn excluded_outbound_ports(&self) -> PortSet {
+        let dns = (!self.include_outbound_ports.contains(DNS)).then_some((DNS, DNS));
+        let excluded = self.exclude_outbound_ports.ranges().iter().copied();
+        excluded.chain(dns).collect()
+    }
+
     /// Whether a connection to this port of the pod may meet the proxy.
     pub fn captures_inbound_port(&self, port: u16) -> bool {
         self.include_inbound_ports
             .includes(|ports| ports.contains(port))
-            && !self.exclude_inbound_ports.contains(port)
-            && !ports::RESERVED_IN_POD.contains(&port)
+            && !self.excluded_inbound_ports().contains(port)
     }
 
     /// Whether a connection from this address to this port of the pod goes to
@@ -129,7 +149,7 @@ impl RedirectConfig {
                 .include_outbound_cidrs
                 .includes(|cidrs| any_contains(cidrs, to));
         is_included
-            && !self.exclude_outbound_ports.contains(port)
+            && !self.excluded_outbound_ports().contains(port)
             && !any_contains(&self.exclude_outbound_cidrs, to)
     }
 
@@ -300,6 +320,17 @@ mod tests {
         assert!(config.captures_outbound(address("10.1.1.1"), 80));
         assert!(config.captures_outbound(address("1.2.3.4"), 5432));
         assert!(!config.captures_outbound(address("1.2.3.4"), 80));
+    }
+
+    #[test]
+    fn dns_is_left_alone_unless_its_port_is_named() {
+        let default = RedirectConfig::default();
+        assert!(!default.captures_outbound(address("10.0.0.10"), DNS));
+        let named = RedirectConfig {
+            include_outbound_ports: "53".parse().unwrap(),
+            ..default
+        };
+        assert!(named.captures_outbound(address("10.0.0.10"), DNS));
     }
 
     #[test]
