@@ -123,9 +123,11 @@ pub struct BypassStatus {
     pub phase: Option<BypassPhase>,
     /// Sidecars in scope that are connected to control.
     #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
     pub proxies: u32,
     /// Those of them that confirmed that they forward.
     #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
     pub forwarding: u32,
 }
 
@@ -172,9 +174,11 @@ pub struct EjectionSpec {
 pub struct EjectionStatus {
     /// Workloads that had pods with sidecars when it began.
     #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
     pub workloads: u32,
     /// Those of them that run without.
     #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
     pub restarted: u32,
     /// The workload that did not become healthy, at which it stopped:
     /// namespace/kind/name.

@@ -1,4 +1,5 @@
-//! Writes `testdata/x.injected.yaml` anew for each `testdata/x.pod.yaml`:
+//! Writes `testdata/x.injected.yaml` anew for each `testdata/x.pod.yaml`, and the
+//! expressions of the chart's policies:
 //! `cargo run -p bulkhead-inject --example regenerate`, then read the diff.
 
 use std::error::Error;
@@ -8,6 +9,7 @@ use bulkhead_core::sidecar::default_trust_domain;
 use bulkhead_inject::Decision;
 use bulkhead_inject::Defaults;
 use bulkhead_inject::Namespace;
+use bulkhead_inject::expression;
 use bulkhead_inject::inject_in_place;
 use serde_json::Value;
 
@@ -23,7 +25,31 @@ fn main() -> Result<(), Box<dyn Error>> {
             std::fs::write(format!("{TESTDATA}/{name}.injected.yaml"), injected(name)?)?;
         }
     }
+    for (file, expression) in expressions() {
+        std::fs::write(format!("{CHART_FILES}/{file}"), expression)?;
+    }
     Ok(())
+}
+
+/// Where the chart keeps what its templates are made of.
+pub(crate) const CHART_FILES: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/bulkhead/files");
+
+/// What the chart's policies ask of a pod. The installation's default is Helm's
+/// to fill in.
+pub(crate) fn expressions() -> [(&'static str, String); 2] {
+    let served = expression::can_be_served().map(|(_, expression)| format!("({expression})"));
+    let meshless = format!("!({})", expression::carries_another_mesh());
+    [
+        (
+            "asks-for-a-sidecar.cel",
+            expression::asks_for_a_sidecar("{{ .Values.injection.default }}") + "\n",
+        ),
+        (
+            "can-be-served.cel",
+            [served.join(" && "), meshless].join(" && ") + "\n",
+        ),
+    ]
 }
 
 /// What becomes of a pod in the namespace `shop` of an installation that was

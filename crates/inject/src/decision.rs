@@ -21,12 +21,15 @@ pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-no
 pub const OWN_POD_LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "bulkhead");
 
 /// Containers by which another mesh is recognised.
-const OTHER_MESHES: [&str; 4] = [
+pub(crate) const OTHER_MESHES: [&str; 4] = [
     "istio-proxy",
     "linkerd-proxy",
     "kuma-sidecar",
     "consul-dataplane",
 ];
+
+/// The labels by which a pod asks for a node's operating system.
+pub(crate) const WINDOWS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
 
 /// The answer to whether a pod is injected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,7 +71,7 @@ fn is_windows(pod: Pod<'_>) -> bool {
     let is_windows = |value: Option<&Value>| value.and_then(Value::as_str) == Some("windows");
     let selector = pod.spec.get("nodeSelector");
     is_windows(pod.spec.get("os").and_then(|os| os.get("name")))
-        || ["kubernetes.io/os", "beta.kubernetes.io/os"]
+        || WINDOWS_LABELS
             .iter()
             .any(|label| is_windows(selector.and_then(|selector| selector.get(label))))
 }

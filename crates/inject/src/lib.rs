@@ -14,7 +14,8 @@
 //! objects. Injecting an injected pod changes nothing, and [`uninject`] gives
 //! back what went in.
 //!
-//! In reading order: `decision` (whether), `pod` (the few fields that are read),
+//! In reading order: `decision` (whether), [`expression`] (the same for the API
+//! server), `pod` (the few fields that are read),
 //! `patch` (how), `sidecar` (what is added), `probe` (what is rewritten),
 //! `status` and `strip` (how it is undone), `overlay` (how a second injection
 //! keeps what others did to the first), `difference` (the patch).
@@ -29,6 +30,7 @@ use serde_json::Value;
 
 mod decision;
 mod difference;
+pub mod expression;
 mod overlay;
 mod patch;
 mod pod;

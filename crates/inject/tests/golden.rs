@@ -10,7 +10,9 @@ use bulkhead_inject::uninject;
 #[expect(dead_code, reason = "what writes the files is not needed to read them")]
 mod regenerate;
 
+use regenerate::CHART_FILES;
 use regenerate::TESTDATA;
+use regenerate::expressions;
 use regenerate::injected;
 use regenerate::read;
 
@@ -48,5 +50,16 @@ fn every_pod_comes_back_as_it_was() {
         let pod = read(&format!("{name}.pod.yaml")).unwrap();
         let injected = read(&format!("{name}.injected.yaml")).unwrap();
         assert_eq!(uninject(injected), pod, "{name}");
+    }
+}
+
+#[test]
+fn the_charts_policies_ask_what_injection_asks() {
+    for (file, expression) in expressions() {
+        let shipped = std::fs::read_to_string(format!("{CHART_FILES}/{file}")).unwrap();
+        assert!(
+            shipped == expression,
+            "{file} is out of date; run: cargo run -p bulkhead-inject --example regenerate"
+        );
     }
 }
