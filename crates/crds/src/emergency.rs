@@ -25,7 +25,10 @@ use kube::{CustomResource, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod match_condition;
 pub mod time_limit;
+
+pub use match_condition::{NAME as MATCH_CONDITION, match_condition};
 
 /// The API group of all three kinds.
 pub const GROUP: &str = "emergency.bulkhead.io";
