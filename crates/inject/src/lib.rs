@@ -24,7 +24,10 @@ use std::collections::BTreeMap;
 
 use bulkhead_core::annotation;
 use bulkhead_core::annotation::AnnotationError;
+use bulkhead_core::identity::IdentityError;
+use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::pod_settings::PodSettings;
+use bulkhead_core::ports;
 use bulkhead_core::resources::Level;
 use serde_json::Value;
 
@@ -47,6 +50,8 @@ pub use decision::SYSTEM_NAMESPACES;
 pub use reason::InjectReason;
 pub use reason::RefuseReason;
 pub use reason::SkipReason;
+pub use sidecar::BYPASS_CONFIG_MAP;
+pub use sidecar::BYPASS_KEY;
 pub use sidecar::INIT_CONTAINER;
 pub use sidecar::PROXY_CONTAINER;
 pub use sidecar::TOKEN_VOLUME;
@@ -86,7 +91,27 @@ impl Defaults {
             system_namespace: DEFAULT_SYSTEM_NAMESPACE.to_owned(),
         }
     }
+
+    /// The defaults of an installation in this namespace, whose CA and control
+    /// are found there.
+    ///
+    /// # Errors
+    /// The namespace has no name that an identity can hold.
+    pub fn installed_in(namespace: &str, mut settings: PodSettings) -> Result<Self, IdentityError> {
+        let address = |service: &str| format!("{service}.{namespace}.svc:{}", ports::CONTROL_PLANE);
+        let sidecar = &mut settings.sidecar;
+        sidecar.ca_address = address("bulkhead-ca");
+        sidecar.control_address = address(CONTROL);
+        sidecar.control_identity = SpiffeId::workload(&sidecar.trust_domain, namespace, CONTROL)?;
+        Ok(Self {
+            system_namespace: namespace.to_owned(),
+            ..Self::new(settings)
+        })
+    }
 }
+
+/// Control's Service and ServiceAccount.
+const CONTROL: &str = "bulkhead-control";
 
 /// The namespace in which Bulkhead runs where nobody chose another.
 pub const DEFAULT_SYSTEM_NAMESPACE: &str = "bulkhead-system";

@@ -51,10 +51,15 @@ pub(crate) fn renewed_container(present: &Value, wanted: Value, before: &Status)
     renewed
 }
 
-/// `wanted`, with what Kubernetes filled into `present`.
+/// `wanted`, with what Kubernetes filled into `present`, if that is a volume of
+/// the same kind: one of two kinds is refused.
 pub(crate) fn renewed_volume(present: &Value, wanted: &Value) -> Value {
-    match wanted {
-        Value::Object(wanted) => merged(present, wanted),
+    match (present, wanted) {
+        (Value::Object(fields), Value::Object(wanted))
+            if fields.keys().all(|field| wanted.contains_key(field)) =>
+        {
+            merged(present, wanted)
+        }
         _ => wanted.clone(),
     }
 }

@@ -16,6 +16,7 @@ use bulkhead_core::ports;
 use bulkhead_core::protocol::Protocol;
 use bulkhead_core::resources::Level;
 use bulkhead_core::sidecar::AppProbe;
+use bulkhead_core::sidecar::RedirectedListener;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -107,6 +108,7 @@ fn describe(pod: &Value, settings: &mut PodSettings) -> Result<(), Refusal> {
     if let Some(name) = workload::name(view) {
         settings.sidecar.workload = name;
     }
+    settings.sidecar.redirected_outbound = RedirectedListener::in_pod();
     for container in view.containers() {
         for port in pod::list(container, "ports") {
             let is_tcp = port

@@ -13,7 +13,7 @@ use bulkhead_core::sidecar::DOWNWARD_API;
 use bulkhead_core::sidecar::TOKEN_AUDIENCE;
 use bulkhead_core::sidecar::TOKEN_PATH;
 use k8s_openapi::api::core::v1::Capabilities;
-use k8s_openapi::api::core::v1::ConfigMapVolumeSource;
+use k8s_openapi::api::core::v1::ConfigMapProjection;
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::api::core::v1::ContainerPort;
 use k8s_openapi::api::core::v1::EnvVar;
@@ -47,12 +47,20 @@ pub const PROXY_CONTAINER: &str = "bulkhead-proxy";
 pub const INIT_CONTAINER: &str = "bulkhead-init";
 /// The volume with the token that proves the pod's ServiceAccount to the CA.
 pub const TOKEN_VOLUME: &str = "bulkhead-token";
-/// The volume with the trust bundle.
+/// The volume with the trust bundle, and with the switch that takes the proxy
+/// out of the path where there is one.
 pub const TRUST_BUNDLE_VOLUME: &str = "bulkhead-trust-bundle";
-/// The ConfigMap that the bundle comes from, under the key `ca.crt`. Whoever
-/// installs the CA puts one into every meshed namespace; a pod that is sooner
-/// than it waits, with an Event that names it.
+/// The ConfigMap that the bundle comes from, under the key `ca.crt`. The CA
+/// puts one into every namespace; a pod that is sooner than it waits, with an
+/// Event that names it.
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
+/// The ConfigMap of a namespace whose proxies are to forward bytes untouched,
+/// under the key `bypass.json`. Nearly always there is none, and the kubelet
+/// writes and removes the file in running pods when that changes: it is how
+/// proxies hear of it while nothing of Bulkhead runs.
+pub const BYPASS_CONFIG_MAP: &str = "bulkhead-bypass";
+/// The key of [`BYPASS_CONFIG_MAP`], and the name of the file beside the roots.
+pub const BYPASS_KEY: &str = "bypass.json";
 
 /// Whether a container or volume of this name can only be ours.
 pub(crate) fn is_reserved(name: &str) -> bool {
@@ -170,33 +178,49 @@ pub(crate) fn volumes() -> [Volume; 2] {
         expiration_seconds: Some(TOKEN_SECONDS),
         path: file_name(TOKEN_PATH).to_owned(),
     };
-    let roots = KeyToPath {
-        key: "ca.crt".to_owned(),
-        path: file_name(CA_ROOTS_PATH).to_owned(),
-        mode: None,
-    };
     [
-        Volume {
-            name: TOKEN_VOLUME.to_owned(),
-            projected: Some(ProjectedVolumeSource {
-                sources: Some(vec![VolumeProjection {
-                    service_account_token: Some(token),
-                    ..VolumeProjection::default()
-                }]),
-                ..ProjectedVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
-        Volume {
-            name: TRUST_BUNDLE_VOLUME.to_owned(),
-            config_map: Some(ConfigMapVolumeSource {
-                name: TRUST_BUNDLE_CONFIG_MAP.to_owned(),
-                items: Some(vec![roots]),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
+        projected(
+            TOKEN_VOLUME,
+            vec![VolumeProjection {
+                service_account_token: Some(token),
+                ..VolumeProjection::default()
+            }],
+        ),
+        projected(
+            TRUST_BUNDLE_VOLUME,
+            vec![
+                from_config_map(TRUST_BUNDLE_CONFIG_MAP, "ca.crt", CA_ROOTS_PATH, None),
+                from_config_map(BYPASS_CONFIG_MAP, BYPASS_KEY, BYPASS_KEY, Some(true)),
+            ],
+        ),
     ]
+}
+
+fn projected(name: &str, sources: Vec<VolumeProjection>) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(sources),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// One key of a ConfigMap, as the file that `path` ends with.
+fn from_config_map(name: &str, key: &str, path: &str, optional: Option<bool>) -> VolumeProjection {
+    VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: name.to_owned(),
+            items: Some(vec![KeyToPath {
+                key: key.to_owned(),
+                path: file_name(path).to_owned(),
+                mode: None,
+            }]),
+            optional,
+        }),
+        ..VolumeProjection::default()
+    }
 }
 
 /// What both containers have in common. The init container asks for what the

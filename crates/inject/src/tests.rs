@@ -124,6 +124,7 @@ fn sidecar_config(pod: &Value) -> bulkhead_core::sidecar::SidecarConfig {
         "BULKHEAD_NAMESPACE" => Some("shop".to_owned()),
         "BULKHEAD_SERVICE_ACCOUNT" => Some("cart".to_owned()),
         "BULKHEAD_POD_NAME" => Some("cart-0".to_owned()),
+        "BULKHEAD_POD_IPS" => Some("192.0.2.1,2001:db8::1".to_owned()),
         _ => variable(pod, PROXY_CONTAINER, name),
     };
     bulkhead_core::sidecar::SidecarConfig::from_env(&lookup).unwrap()

@@ -60,7 +60,7 @@ fn everything_added_is_restricted_but_for_net_admin() {
         assert!(context.get("privileged").is_none());
     }
     for volume in injected["spec"]["volumes"].as_array().unwrap() {
-        assert!(volume.get("projected").is_some() || volume.get("configMap").is_some());
+        assert!(volume.get("projected").is_some());
     }
 }
 
@@ -77,11 +77,24 @@ fn the_token_is_bound_to_the_ca_and_lies_where_the_proxy_looks() {
         path(0, token["path"].as_str().unwrap()),
         bulkhead_core::sidecar::TOKEN_PATH
     );
-    let roots = &injected["spec"]["volumes"][1]["configMap"]["items"][0];
+    let roots = &injected["spec"]["volumes"][1]["projected"]["sources"][0]["configMap"];
     assert_eq!(
-        path(1, roots["path"].as_str().unwrap()),
+        path(1, roots["items"][0]["path"].as_str().unwrap()),
         bulkhead_core::sidecar::CA_ROOTS_PATH
     );
+    assert!(
+        roots.get("optional").is_none(),
+        "without roots there is no mesh"
+    );
+}
+
+#[test]
+fn a_pod_starts_without_the_switch_and_sees_it_beside_the_roots_once_it_is_there() {
+    let injected = injected(&pod());
+    let switch = &injected["spec"]["volumes"][1]["projected"]["sources"][1]["configMap"];
+    assert_eq!(switch["name"], crate::BYPASS_CONFIG_MAP);
+    assert_eq!(switch["optional"], true);
+    assert_eq!(switch["items"][0]["path"], crate::BYPASS_KEY);
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn what_others_did_to_our_containers_survives_a_second_call() {
         .push(json!({"name": "HTTP_PROXY", "value": "x"}));
     let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
     volumes[0]["projected"]["defaultMode"] = json!(420);
-    volumes[1]["configMap"]["defaultMode"] = json!(420);
+    volumes[1]["projected"]["defaultMode"] = json!(420);
     volumes.push(json!({"name": "kube-api-access-x"}));
     assert!(
         patch_is_empty(&pod),
@@ -96,6 +96,17 @@ fn what_we_wrote_and_would_not_write_now_goes() {
         without_status(again),
         without_status(injected(&super::pod()))
     );
+}
+
+/// As in a manifest that was exported from a cluster with an older Bulkhead.
+#[test]
+fn a_volume_of_an_older_version_is_replaced_and_not_mixed_with_ours() {
+    let mut pod = injected(&pod());
+    pod["spec"]["volumes"][1] = json!({
+        "name": "bulkhead-trust-bundle",
+        "configMap": {"name": "bulkhead-trust-bundle", "defaultMode": 420},
+    });
+    assert_eq!(injected(&pod), injected(&super::pod()));
 }
 
 #[test]
