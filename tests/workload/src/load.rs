@@ -42,7 +42,7 @@ pub struct Options {
     pub listen: u16,
     /// How a request is made.
     #[command(flatten)]
-    pub request: http::Options,
+    pub request: http::RequestOptions,
 }
 
 /// What the sending side, the control port and the printer share.
@@ -87,6 +87,7 @@ pub async fn load(options: Options) -> Result<()> {
         stop: Notify::new(),
     });
     let control = control::listen(options.listen, Arc::clone(&tally)).await?;
+    output::line(&serde_json::json!({ "listening": control.address }))?;
     let mut ticks = interval(Duration::from_secs_f64(1.0 / options.rate));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let time_is_over = async {

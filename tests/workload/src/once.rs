@@ -22,7 +22,7 @@ pub struct Get {
     pub url: String,
     /// How it is made.
     #[command(flatten)]
-    pub request: http::Options,
+    pub request: http::RequestOptions,
 }
 
 /// Prints status, headers and body, or what went wrong, as one line of JSON.

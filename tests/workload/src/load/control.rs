@@ -2,7 +2,7 @@
 //! load. The probes of a pod may use `/counts` as well.
 
 use std::convert::Infallible;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::Tally;
 
 pub(super) struct Control {
+    pub(super) address: SocketAddr,
     end: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -38,9 +39,15 @@ pub(super) async fn listen(port: u16, tally: Arc<Tally>) -> Result<Control> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .await
         .with_context(|| format!("listening on port {port} for GET /counts"))?;
+    let address = listener.local_addr();
+    let address = address.context("reading a socket's address")?;
     let (end, ended) = oneshot::channel();
     let served = tokio::spawn(serve(listener, tally, ended));
-    Ok(Control { end, served })
+    Ok(Control {
+        address,
+        end,
+        served,
+    })
 }
 
 async fn serve(listener: TcpListener, tally: Arc<Tally>, mut ended: oneshot::Receiver<()>) {

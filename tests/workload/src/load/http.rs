@@ -17,7 +17,7 @@ use crate::counts::Outcome;
 
 /// How requests are made.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub struct RequestOptions {
     /// A header to send, `NAME:VALUE`.
     #[arg(long = "header", value_name = "NAME:VALUE", value_parser = header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -35,7 +35,7 @@ pub struct Options {
     pub timeout: f64,
 }
 
-impl Options {
+impl RequestOptions {
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs_f64(self.timeout)
     }
@@ -60,7 +60,7 @@ pub type Answer = Response<Bytes>;
 impl Client {
     /// # Errors
     /// The URL is none that can be asked.
-    pub fn new(url: &str, options: &Options) -> Result<Self> {
+    pub fn new(url: &str, options: &RequestOptions) -> Result<Self> {
         let uri: Uri = url
             .parse()
             .with_context(|| format!("reading {url} as a URL"))?;
