@@ -28,14 +28,14 @@ class Content:
 
 def capability_attribute(text):
     """The extended attribute `security.capability` that `setcap TEXT` sets."""
-    match = re.fullmatch(r"(\w+)\+ep", text)
+    match = re.fullmatch(r"(\w+)\+(e?)p", text)
     if not match or match[1] not in CAPABILITIES:
-        raise ValueError(f"setcap {text}: only NAME+ep is known, with a NAME of {', '.join(CAPABILITIES)}")
-    # struct vfs_cap_data of linux/capability.h: revision 2 with the effective
-    # flag, then permitted and inheritable, low words before high words.
-    revision_and_effective = 0x02000000 | 1
+        raise ValueError(f"setcap {text}: only NAME+p and NAME+ep are known, with a NAME of {', '.join(CAPABILITIES)}")
+    # struct vfs_cap_data of linux/capability.h: revision 2 and whether what is
+    # permitted is effective, then permitted and inheritable, low words before high.
+    revision = 0x02000000 | bool(match[2])
     permitted = 1 << CAPABILITIES[match[1]]
-    fields = struct.pack("<5I", revision_and_effective, permitted & 0xFFFFFFFF, 0, permitted >> 32, 0)
+    fields = struct.pack("<5I", revision, permitted & 0xFFFFFFFF, 0, permitted >> 32, 0)
     return fields.decode("ascii")
 
 
