@@ -10,6 +10,8 @@ const KUBERNETES: &str = "BULKHEAD_KUBERNETES";
 const PYTHON_WITH_GRPC: &str = "BULKHEAD_PYTHON_WITH_GRPC";
 /// Names the directory of a cluster that `scripts/cluster` runs.
 const CLUSTER: &str = "BULKHEAD_CLUSTER";
+/// Names the program `bulkhead-init`.
+const INIT: &str = "BULKHEAD_INIT";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -31,6 +33,11 @@ pub(crate) fn kubernetes_programs() -> Result<PathBuf> {
 /// A Python interpreter with gRPC's own implementation.
 pub fn python_with_grpc() -> Result<PathBuf> {
     told(PYTHON_WITH_GRPC, "apiserver")
+}
+
+/// The program `bulkhead-init`.
+pub fn bulkhead_init() -> Result<PathBuf> {
+    told(INIT, "netns")
 }
 
 /// The program `envoy`.

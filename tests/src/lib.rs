@@ -6,6 +6,7 @@
 //! - [`namespace`]: a namespace in it for one test, with its pods,
 //!   ServiceAccounts and tokens.
 //! - [`cluster`]: a real cluster with Bulkhead in it.
+//! - [`network`]: network namespaces, and threads in them as other users.
 //! - [`envoy`]: a real Envoy.
 //! - [`metrics`]: what a program of ours has counted.
 //! - [`config`]: what the tests are told by their environment.
@@ -19,3 +20,4 @@ pub mod config;
 pub mod envoy;
 pub mod metrics;
 pub mod namespace;
+pub mod network;

@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bulkhead_core::redirect::{RedirectConfig, Selection};
@@ -103,6 +103,9 @@ fn outbound(config: &RedirectConfig, loopback: IpAddr) -> Result<Outcome, Error>
         }
         Err(error) => return Err(error.into()),
     };
+    if !has_route(to) {
+        return left_out(format!("there is no route to {to}"));
+    }
     let problem = match dial(to, &listener) {
         Ok(arrived) if arrived.original_destination == Some(to) => {
             return Ok(Outcome::Redirected(to));
@@ -111,9 +114,6 @@ fn outbound(config: &RedirectConfig, loopback: IpAddr) -> Result<Outcome, Error>
             "its original destination is {:?} there",
             arrived.original_destination
         ),
-        Err(error) if has_no_route(&error) => {
-            return left_out(format!("there is no route to {to}"));
-        }
         Err(error) => error.to_string(),
     };
     Err(Error::NotRedirected {
@@ -224,17 +224,19 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
 }
 
 fn has_no_such_family(error: &io::Error) -> bool {
-    is_one_of(error, &[Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL])
-}
-
-fn has_no_route(error: &io::Error) -> bool {
-    let unreachable = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ADDRNOTAVAIL];
-    is_one_of(error, &unreachable)
-}
-
-fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
     let errno = Errno::from_io_error(error);
-    errno.is_some_and(|errno| errnos.contains(&errno))
+    errno.is_some_and(|errno| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&errno))
+}
+
+/// Whether packets to this address would leave. To connect a UDP socket is to
+/// ask for the route, and sends nothing.
+fn has_route(to: SocketAddr) -> bool {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0));
+    socket.and_then(|socket| socket.connect(to)).is_ok()
 }
 
 #[cfg(test)]

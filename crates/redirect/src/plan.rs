@@ -7,6 +7,10 @@
 //!  application ──────────▶ output ──┴───────▶ the proxy's outbound port
 //! ```
 //!
+//! Only a packet that opens a connection is redirected. The kernel begins to
+//! track connections when there are rules, and the next packet of one that was
+//! open before is the first that it sees: redirected, it would be reset.
+//!
 //! What a process sends over loopback never passes `prerouting` anew: its fate
 //! is decided in `output`.
 //!
@@ -44,7 +48,7 @@ impl Table {
             rules: vec![Rule {
                 // What is for somebody else only passes through: a container
                 // that runs containers of its own.
-                matches: vec![Match::Tcp, Match::ToThePod],
+                matches: vec![Match::Opens, Match::ToThePod],
                 action: Action::Goto(INBOUND),
                 comment: "from outside to the pod",
             }],
@@ -104,6 +108,7 @@ fn inbound(config: &RedirectConfig, sets: &mut Vec<Set>) -> Chain {
 fn output(config: &RedirectConfig, sets: &mut Vec<Set>) -> Chain {
     let mut rules = Rules::new(sets);
     rules.push(leave(Match::NotTcp, "only TCP is redirected"));
+    rules.push(leave(Match::DoesNotOpen, "open before there were rules"));
     own_traffic(config.proxy_uid, &mut rules);
     let excluded = config.excluded_outbound_ports();
     rules.ports("outbound_excluded_ports", &excluded, |set| {

@@ -50,6 +50,8 @@ pub enum Expression {
     /// [`LOCAL_ADDRESS`].
     LoadDestinationType,
     LoadValue(Vec<u8>),
+    /// Keeps these bits of the register's value, and sets the others to zero.
+    Mask(Vec<u8>),
     /// Ends the rule unless the register has this value, or has another.
     Compare {
         equal: bool,
@@ -87,6 +89,10 @@ const TCP: u8 = 6;
 /// NFPROTO_IPV4 and NFPROTO_IPV6.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
+/// Of the flags of a TCP header (RFC 9293, 3.1): SYN, and those that say what a
+/// packet does to a connection, FIN, SYN, RST and ACK.
+const SYN: u8 = 0x02;
+const FIN_SYN_RST_ACK: u8 = 0x17;
 /// The index of `lo`, the same in every network namespace (LOOPBACK_IFINDEX).
 const LOOPBACK_INTERFACE: u32 = 1;
 /// RTN_LOCAL: an address of this host.
@@ -143,6 +149,8 @@ fn compile_match(condition: &Match, program: &mut Vec<Expression>) {
             Expression::LoadMeta(Meta::TransportProtocol),
             compare(false, &[TCP]),
         ]),
+        Match::Opens => program.extend(flags_are_syn(true)),
+        Match::DoesNotOpen => program.extend(flags_are_syn(false)),
         Match::User(uid) => program.extend(meta_is(Meta::SocketUser, &uid.to_ne_bytes())),
         Match::OverLoopback => program.extend(meta_is(
             Meta::OutputInterface,
@@ -167,6 +175,20 @@ fn compile_match(condition: &Match, program: &mut Vec<Expression>) {
 
 fn meta_is(meta: Meta, value: &[u8]) -> [Expression; 2] {
     [Expression::LoadMeta(meta), compare(true, value)]
+}
+
+fn flags_are_syn(equal: bool) -> Vec<Expression> {
+    let mut program = meta_is(Meta::TransportProtocol, &[TCP]).to_vec();
+    program.extend([
+        Expression::LoadPayload {
+            header: Header::Transport,
+            offset: 13,
+            length: 1,
+        },
+        Expression::Mask(vec![FIN_SYN_RST_ACK]),
+        compare(equal, &[SYN]),
+    ]);
+    program
 }
 
 fn family_is(family: Family) -> [Expression; 2] {

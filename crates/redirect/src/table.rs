@@ -59,9 +59,8 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Where in a packet's way the kernel enters a chain. Both are passed by the
-/// first packet of a connection only, which is why open connections are not
-/// touched by rules that come or change.
+/// Where in a packet's way the kernel enters a chain: with the first packet of
+/// each connection that it sees, and no other.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hook {
     /// Packets that come from outside.
@@ -84,6 +83,9 @@ pub struct Rule {
 pub enum Match {
     Tcp,
     NotTcp,
+    /// The packet opens a connection: SYN, and none of ACK, RST and FIN.
+    Opens,
+    DoesNotOpen,
     /// The process runs as this user.
     User(u32),
     /// The packet does not leave the pod.
@@ -222,6 +224,8 @@ impl fmt::Display for Match {
         match self {
             Self::Tcp => f.write_str("meta l4proto tcp"),
             Self::NotTcp => f.write_str("meta l4proto != tcp"),
+            Self::Opens => f.write_str("tcp flags syn / fin,syn,rst,ack"),
+            Self::DoesNotOpen => f.write_str("tcp flags != syn / fin,syn,rst,ack"),
             Self::User(uid) => write!(f, "meta skuid {uid}"),
             Self::OverLoopback => f.write_str("oif \"lo\""),
             Self::ToThePod => f.write_str("fib daddr type local"),

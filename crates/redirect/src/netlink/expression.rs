@@ -13,6 +13,13 @@ const REGISTER_VERDICT: u32 = 0;
 /// The register that values pass through.
 const REGISTER: u32 = 1;
 
+mod bitwise {
+    pub(super) const SREG: u16 = 1;
+    pub(super) const DREG: u16 = 2;
+    pub(super) const LEN: u16 = 3;
+    pub(super) const MASK: u16 = 4;
+    pub(super) const XOR: u16 = 5;
+}
 mod cmp {
     pub(super) const SREG: u16 = 1;
     pub(super) const OP: u16 = 2;
@@ -92,6 +99,7 @@ pub(super) fn name(expression: &Expression) -> &'static str {
         Expression::LoadMeta(_) => "meta",
         Expression::LoadPayload { .. } => "payload",
         Expression::LoadDestinationType => "fib",
+        Expression::Mask(_) => "bitwise",
         Expression::Compare { .. } => "cmp",
         Expression::Lookup { .. } => "lookup",
         Expression::Count => "counter",
@@ -129,6 +137,16 @@ fn encode_data(expression: &Expression, to: &mut Writer<'_>) {
         Expression::LoadValue(value) => {
             to.put_u32(immediate::DREG, REGISTER);
             to.nest(immediate::DATA, |to| to.put(NFTA_DATA_VALUE, value));
+        }
+        Expression::Mask(mask) => {
+            let length = u32::try_from(mask.len()).expect("at most 16");
+            to.put_u32(bitwise::SREG, REGISTER);
+            to.put_u32(bitwise::DREG, REGISTER);
+            to.put_u32(bitwise::LEN, length);
+            to.nest(bitwise::MASK, |to| to.put(NFTA_DATA_VALUE, mask));
+            to.nest(bitwise::XOR, |to| {
+                to.put(NFTA_DATA_VALUE, &vec![0; mask.len()])
+            });
         }
         Expression::Compare { equal, value } => {
             to.put_u32(cmp::SREG, REGISTER);
@@ -191,6 +209,7 @@ pub(super) fn decode(from: Attributes<'_>) -> Result<Expression, Malformed> {
             expect(data, fib::RESULT, fib::RESULT_ADDRESS_TYPE)?;
             Ok(Expression::LoadDestinationType)
         }
+        "bitwise" => decode_mask(data),
         "cmp" => decode_compare(data),
         "lookup" => decode_lookup(data),
         "counter" => Ok(Expression::Count),
@@ -204,6 +223,19 @@ pub(super) fn decode(from: Attributes<'_>) -> Result<Expression, Malformed> {
             "there is an expression {other:?}, which no rule of ours has"
         ))),
     }
+}
+
+fn decode_mask(data: Attributes<'_>) -> Result<Expression, Malformed> {
+    expect_register(data, bitwise::SREG)?;
+    expect_register(data, bitwise::DREG)?;
+    let mask = data.nested(bitwise::MASK)?.get(NFTA_DATA_VALUE)?;
+    let xor = data.nested(bitwise::XOR)?.get(NFTA_DATA_VALUE)?;
+    if xor.iter().any(|byte| *byte != 0) {
+        return Err(malformed(
+            "there is an exclusive or, which no rule of ours has",
+        ));
+    }
+    Ok(Expression::Mask(mask.to_vec()))
 }
 
 fn decode_compare(data: Attributes<'_>) -> Result<Expression, Malformed> {

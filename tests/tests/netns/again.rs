@@ -1,0 +1,127 @@
+//! A second run, other rules, and none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bulkhead_core::redirect::RedirectConfig;
+use bulkhead_redirect::table::Table;
+
+use crate::pod::{APPLICATION, Answer, FAR_V4, POD_V4, Pod, Program, ask, container};
+
+#[test]
+fn a_second_run_changes_nothing() {
+    let pod = Pod::start(&[]);
+    assert!(pod.init(&[]).contains("these rules are set now"));
+    let first = pod.rules();
+    assert_eq!(first, Some(Table::of(&RedirectConfig::default()).compile()));
+    assert!(pod.init(&[]).contains("nothing was changed"));
+    assert_eq!(pod.rules(), first);
+}
+
+#[test]
+fn open_connections_stay_as_they_were_when_rules_come_and_change() {
+    let pod = Pod::start(&[80]);
+    let (to_pod, far) = (format!("{POD_V4}:80"), format!("{FAR_V4}:80"));
+    let before = [pod.connected(&to_pod), pod.connect(APPLICATION, &far)];
+    let [direct_in, direct_out] = before.each_ref().map(ask);
+    assert_eq!(direct_in, Answer::by("application", &to_pod));
+    assert_eq!(direct_out, Answer::by("outside", &far));
+
+    pod.init(&[]);
+    let redirected = [pod.connected(&to_pod), pod.connect(APPLICATION, &far)];
+    let exclude_all = [
+        ("BULKHEAD_REDIRECT_EXCLUDE_INBOUND_PORTS", "80"),
+        ("BULKHEAD_REDIRECT_EXCLUDE_OUTBOUND_PORTS", "80"),
+    ];
+    for env in [&[][..], &exclude_all[..], &[][..]] {
+        pod.init(env);
+        assert_eq!(
+            before.each_ref().map(ask),
+            [direct_in.clone(), direct_out.clone()]
+        );
+        assert_eq!(
+            redirected.each_ref().map(ask),
+            [Answer::by("proxy", &to_pod), Answer::by("proxy", &far)]
+        );
+    }
+}
+
+#[test]
+fn no_connection_slips_past_the_proxy_while_rules_are_replaced() {
+    let pod = Pod::start(&[80]);
+    let other = RedirectConfig {
+        exclude_outbound_ports: "25".parse().unwrap(),
+        ..RedirectConfig::default()
+    };
+    let rules = [RedirectConfig::default(), other].map(|config| Table::of(&config).compile());
+    pod.init(&[]);
+    let done = AtomicBool::new(false);
+    let replaced = std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            pod.with_netfilter(|netfilter| {
+                let mut replaced = 0;
+                while !done.load(Ordering::Relaxed) {
+                    netfilter.replace(&rules[replaced % 2]).unwrap();
+                    replaced += 1;
+                }
+                replaced
+            })
+        });
+        let far = format!("{FAR_V4}:80");
+        let answers: Vec<_> = (0..300).map(|_| pod.call(APPLICATION, &far)).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(answers.iter().all(|answer| answer.who == "proxy"));
+        replacing.join().unwrap()
+    });
+    assert!(replaced > 10, "{replaced}");
+}
+
+#[test]
+fn rules_that_somebody_changed_are_put_right() {
+    let pod = Pod::start(&[80]);
+    pod.init(&[]);
+    let asked = pod.rules().unwrap();
+    let mut changed = asked.clone();
+    changed.chains.get_mut("output").unwrap().rules.clear();
+    pod.with_netfilter(|netfilter| netfilter.replace(&changed).unwrap());
+    let far = format!("{FAR_V4}:80");
+    assert_eq!(pod.call(APPLICATION, &far).who, "outside");
+    assert!(pod.init(&[]).contains("these rules are set now"));
+    assert_eq!(pod.rules(), Some(asked));
+    assert_eq!(pod.call(APPLICATION, &far).who, "proxy");
+}
+
+#[test]
+fn rules_are_removed_as_if_they_had_never_been() {
+    let pod = Pod::start(&[80]);
+    pod.init(&[]);
+    for _ in 0..2 {
+        let (removed, output) = pod.run(container(), Program::WithCapability, &["remove"], &[]);
+        assert!(removed, "{output}");
+        assert_eq!(pod.rules(), None);
+    }
+    let far = format!("{FAR_V4}:80");
+    assert_eq!(pod.call(APPLICATION, &far), Answer::by("outside", &far));
+}
+
+#[test]
+fn the_longest_lists_that_can_be_written_are_set() {
+    let pod = Pod::start(&[]);
+    let ports: Vec<_> = (0..256).map(|n| (1 + 2 * n).to_string()).collect();
+    let v6: Vec<_> = (0..256)
+        .map(|n| format!("2001:db8:{:x}::/48", 2 * n))
+        .collect();
+    let v4: Vec<_> = (0..256).map(|n| format!("10.{n}.1.0/24")).collect();
+    let (ports, v4, v6) = (ports.join(","), v4.join(","), v6.join(","));
+    let env = [
+        ("BULKHEAD_REDIRECT_INCLUDE_INBOUND_PORTS", &*ports),
+        ("BULKHEAD_REDIRECT_EXCLUDE_INBOUND_PORTS", &ports),
+        ("BULKHEAD_REDIRECT_INCLUDE_INBOUND_CIDRS", &v4),
+        ("BULKHEAD_REDIRECT_EXCLUDE_INBOUND_CIDRS", &v6),
+        ("BULKHEAD_REDIRECT_INCLUDE_OUTBOUND_PORTS", &ports),
+        ("BULKHEAD_REDIRECT_EXCLUDE_OUTBOUND_PORTS", &ports),
+        ("BULKHEAD_REDIRECT_INCLUDE_OUTBOUND_CIDRS", &v6),
+        ("BULKHEAD_REDIRECT_EXCLUDE_OUTBOUND_CIDRS", &v4),
+    ];
+    assert!(pod.init(&env).contains("these rules are set now"));
+    assert!(pod.init(&env).contains("nothing was changed"));
+}
