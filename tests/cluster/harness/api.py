@@ -23,14 +23,23 @@ class Api:
     def is_ready(self) -> bool:
         return self._get("/readyz") is not None
 
-    def node_is_ready(self, name: str) -> bool:
-        node = self._object(f"/api/v1/nodes/{name}")
-        conditions = node.get("status", {}).get("conditions", [])
-        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    def heartbeat(self, node: str) -> str | None:
+        """When the kubelet said last that it takes pods; none where it says that it does not."""
+        conditions = self._object(f"/api/v1/nodes/{node}").get("status", {}).get("conditions", [])
+        ready = (each["lastHeartbeatTime"] for each in conditions if each["type"] == "Ready" and each["status"] == "True")
+        return next(ready, None)
 
-    def deployment_is_available(self, namespace: str, name: str) -> bool:
-        deployment = self._object(f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}")
-        return deployment.get("status", {}).get("availableReplicas", 0) > 0
+    def running_containers(self) -> set[str]:
+        """The containers that run, as far as it was told."""
+        pods = self._object("/api/v1/pods").get("items", [])
+        parts = ("initContainerStatuses", "containerStatuses")
+        statuses = [each for pod in pods for part in parts for each in pod.get("status", {}).get(part, [])]
+        return {each["containerID"] for each in statuses if "running" in each["state"]}
+
+    def has_ready_pod(self, namespace: str, label: str) -> bool:
+        pods = self._object(f"/api/v1/namespaces/{namespace}/pods?labelSelector={label}").get("items", [])
+        conditions = [each for pod in pods for each in pod.get("status", {}).get("conditions", [])]
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def has_default_service_account(self, namespace: str) -> bool:
         return bool(self._object(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"))

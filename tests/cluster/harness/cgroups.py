@@ -30,7 +30,8 @@ def hierarchies() -> list[Path]:
     if is_unified():
         return [MOUNT]
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [Path(mount[1]) for mount in mounts if mount[2] == "cgroup"]
+    # Beside v1 there may be a v2 without controllers, which runc uses too.
+    return [Path(mount[1]) for mount in mounts if mount[2] in ("cgroup", "cgroup2")]
 
 
 def _process_hierarchy() -> Path:
@@ -117,9 +118,9 @@ def _kill_member(process: int, name: str) -> None:
         os.close(handle)
 
 
-def remove(name: str) -> None:
+def remove(name: str, part: str = "") -> None:
     for hierarchy in hierarchies():
-        for directory, _, _ in os.walk(hierarchy / name, topdown=False):
+        for directory, _, _ in os.walk(hierarchy / name / part, topdown=False):
             _remove_empty(Path(directory))
 
 

@@ -77,6 +77,7 @@ def restart_node(cluster: Cluster) -> None:
     with _locked(cluster):
         cgroups.kill(cluster.namespace, "programs")
         cgroups.kill(cluster.namespace, "kubepods")
+        cgroups.remove(cluster.namespace, "kubepods")
         shutil.rmtree(cluster.own("/run"))
         network.delete(cluster)
         network.create(cluster)

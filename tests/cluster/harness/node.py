@@ -47,12 +47,15 @@ def start(cluster: Cluster, programs: Programs) -> None:
     _load_own_images(cluster, programs)
     api = Api(cluster)
     node.wait("the API server is ready", api.is_ready)
+    # What is stored was said before the node went down, if it ever was up.
+    heartbeat, containers = api.heartbeat(NODE_NAME), api.running_containers()
     for program in ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy"):
         node.start(program)
     _apply_dns(cluster, programs)
-    node.wait("the node is Ready", lambda: api.node_is_ready(NODE_NAME))
+    node.wait("the node is Ready", lambda: api.heartbeat(NODE_NAME) not in (None, heartbeat))
     node.wait("the default ServiceAccount is there", lambda: api.has_default_service_account("default"))
-    node.wait("CoreDNS is available", lambda: api.deployment_is_available("kube-system", "coredns"))
+    node.wait("no pod counts on a container that is gone", lambda: not containers & api.running_containers())
+    node.wait("CoreDNS is ready", lambda: api.has_ready_pod("kube-system", "k8s-app=kube-dns"))
 
 
 class _Node:
