@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bulkhead_crds::owner::Owner;
 use bulkhead_pki::bundle::TrustBundle;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
@@ -25,6 +26,7 @@ use crate::serving::ServingTls;
 use crate::store::Store;
 use crate::store::directory::Directory;
 use crate::store::secret::SecretStore;
+use crate::trust_bundle::Publisher;
 
 /// What a CA is given from outside.
 #[derive(Clone, Default)]
@@ -72,7 +74,7 @@ impl App {
         let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
         let issuer = Arc::new(
             SelfSigned::open(
-                store(&config, kube)?,
+                store(&config, kube.clone()).await?,
                 config.trust_domain.clone(),
                 config.lifetimes,
                 clock.clone(),
@@ -82,6 +84,17 @@ impl App {
         );
         tokio::spawn(Arc::clone(&issuer).run(drain.clone()));
         let issuer: Arc<dyn Issuer> = issuer;
+        if let Some(name) = &config.trust_bundle_config_map {
+            let client = kube.context(NO_API_SERVER)?;
+            let publisher = Publisher {
+                name: name.clone(),
+                owner: Owner::named(client.clone(), config.owner.as_deref()),
+                client,
+                roots: issuer.roots_pem(),
+                metrics: metrics.clone(),
+            };
+            tokio::spawn(publisher.run(drain.clone()));
+        }
 
         let tls = Arc::new(
             ServingTls::open(
@@ -167,12 +180,18 @@ async fn authenticator(
     }
 }
 
-fn store(config: &Config, kube: Option<kube::Client>) -> anyhow::Result<Box<dyn Store>> {
+async fn store(config: &Config, kube: Option<kube::Client>) -> anyhow::Result<Box<dyn Store>> {
     Ok(match &config.store {
         StoreLocation::Directory(path) => Box::new(Directory::open(path.clone())?),
         StoreLocation::Secret { namespace, name } => {
             let client = kube.context(NO_API_SERVER)?;
-            Box::new(SecretStore::new(client, namespace, name.clone()))
+            let owner = match config.keep_keys {
+                true => Owner::nobody(),
+                false => Owner::named(client.clone(), config.owner.as_deref()),
+            };
+            let store = SecretStore::new(client, namespace, name.clone(), owner);
+            store.settle_owner().await?;
+            Box::new(store)
         }
     })
 }

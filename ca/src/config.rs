@@ -27,6 +27,9 @@ pub mod name {
     pub const MAX_LIFETIME: &str = "BULKHEAD_CA_MAX_LIFETIME";
     pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
+    pub const TRUST_BUNDLE_CONFIG_MAP: &str = "BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP";
+    pub const OWNER: &str = "BULKHEAD_CA_OWNER";
+    pub const KEEP_KEYS: &str = "BULKHEAD_CA_KEEP_KEYS";
     pub const DRAIN_DURATION: &str = "BULKHEAD_CA_DRAIN_DURATION";
     pub const LOG_LEVEL: &str = "BULKHEAD_CA_LOG_LEVEL";
     pub const LOG_FORMAT: &str = "BULKHEAD_CA_LOG_FORMAT";
@@ -34,6 +37,9 @@ pub mod name {
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Where injected pods look for the trust roots.
+const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
 
 /// The shortest certificate worth issuing: validity is back-dated by two
 /// minutes, and clocks differ.
@@ -53,6 +59,14 @@ pub struct Config {
     pub authentication: AuthenticationSource,
     pub tokens: TokenRules,
     pub lifetimes: Lifetimes,
+    /// The ConfigMap with the trust roots, written to every namespace; none
+    /// where there is no cluster, or somebody else distributes them.
+    pub trust_bundle_config_map: Option<String>,
+    /// The ClusterRole that owns what the CA makes, so that it goes when
+    /// Bulkhead is uninstalled.
+    pub owner: Option<String>,
+    /// Whether the Secret of the keys stays when Bulkhead is uninstalled.
+    pub keep_keys: bool,
     /// How long calls in hand may take after SIGTERM.
     pub drain_duration: Duration,
     pub log_level: String,
@@ -138,6 +152,7 @@ impl Config {
     /// keeps its keys and whom it believes.
     pub fn new(store: StoreLocation, authentication: AuthenticationSource) -> Self {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let in_cluster = needs_api_server(&store, &authentication);
         Self {
             trust_domain: default_trust_domain(),
             listen: SocketAddr::new(everywhere, ports::CONTROL_PLANE),
@@ -160,6 +175,9 @@ impl Config {
                 root: 3650 * DAY,
                 intermediate: 365 * DAY,
             },
+            trust_bundle_config_map: in_cluster.then(|| TRUST_BUNDLE_CONFIG_MAP.to_owned()),
+            owner: None,
+            keep_keys: false,
             drain_duration: Duration::from_secs(30),
             log_level: "info".to_owned(),
             log_format: LogFormat::Json,
@@ -168,8 +186,7 @@ impl Config {
 
     /// Whether there is anything to ask the API server.
     pub fn needs_api_server(&self) -> bool {
-        self.authentication == AuthenticationSource::Kubernetes
-            || matches!(self.store, StoreLocation::Secret { .. })
+        needs_api_server(&self.store, &self.authentication)
     }
 
     /// Reads the process's environment; every error at once.
@@ -204,6 +221,7 @@ impl Config {
             ),
         };
         check_lifetimes(&settings, &lifetimes);
+        let trust_bundle_config_map = read_config_map(&settings, &default);
         let config = Self {
             trust_domain: settings.or(name::TRUST_DOMAIN, default.trust_domain),
             listen: settings.or(name::LISTEN, default.listen),
@@ -216,6 +234,9 @@ impl Config {
                 allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
             },
             lifetimes,
+            trust_bundle_config_map,
+            owner: settings.text(name::OWNER),
+            keep_keys: settings.or(name::KEEP_KEYS, false),
             drain_duration: read_duration(name::DRAIN_DURATION, default.drain_duration),
             log_level: settings.or(name::LOG_LEVEL, default.log_level),
             log_format: settings.or(name::LOG_FORMAT, default.log_format),
@@ -223,6 +244,27 @@ impl Config {
             authentication: default.authentication,
         };
         settings.finish(config)
+    }
+}
+
+fn needs_api_server(store: &StoreLocation, authentication: &AuthenticationSource) -> bool {
+    *authentication == AuthenticationSource::Kubernetes
+        || matches!(store, StoreLocation::Secret { .. })
+}
+
+/// The name of the ConfigMap, or `none`.
+fn read_config_map(settings: &Settings<'_>, config: &Config) -> Option<String> {
+    match settings.text(name::TRUST_BUNDLE_CONFIG_MAP).as_deref() {
+        None => config.trust_bundle_config_map.clone(),
+        Some("none") => None,
+        Some(_) if !config.needs_api_server() => {
+            settings.reject(
+                name::TRUST_BUNDLE_CONFIG_MAP,
+                "names a ConfigMap, and neither the store nor the tokens are those of a cluster",
+            );
+            None
+        }
+        Some(name) => Some(name.to_owned()),
     }
 }
 
@@ -308,6 +350,13 @@ mod tests {
         assert_eq!(config.tokens.audience, "bulkhead-ca");
         assert!(!config.tokens.allow_without_pod);
         assert_eq!(config.lifetimes.max, DAY);
+        assert_eq!(
+            config.trust_bundle_config_map.as_deref(),
+            Some(bulkhead_inject::TRUST_BUNDLE_CONFIG_MAP),
+            "where pods look for it"
+        );
+        let none = read(&[(name::TRUST_BUNDLE_CONFIG_MAP, "none")]).unwrap();
+        assert_eq!(none.trust_bundle_config_map, None);
     }
 
     #[test]
@@ -328,6 +377,7 @@ mod tests {
             }
         );
         assert_eq!(config.server_names.len(), 2);
+        assert_eq!(config.trust_bundle_config_map, None);
     }
 
     #[test]

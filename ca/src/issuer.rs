@@ -9,6 +9,7 @@ use bulkhead_pki::bundle::TrustBundle;
 use bulkhead_pki::serving::{ServerName, ServingCertificate, ServingError};
 use bulkhead_pki::svid::SvidChain;
 use bulkhead_proto::ca::CertificateAnswer;
+use tokio::sync::watch;
 
 use crate::vet::VettedCsr;
 
@@ -30,6 +31,9 @@ pub trait Issuer: Send + Sync + 'static {
 
     /// What workloads are to trust.
     fn trust_bundle(&self) -> TrustBundle;
+
+    /// The same roots in PEM, and every change of them.
+    fn roots_pem(&self) -> watch::Receiver<Arc<str>>;
 }
 
 /// What a caller gets.

@@ -7,6 +7,7 @@
 //!                                  ├─ issuer ───────▶ Issued      (self-signed; upstreams later)
 //!                                  └─ audit, metrics
 //!  store (directory or Secret) ──▶ issuer: root and intermediate, renewed in time
+//!                                    └─ trust_bundle ─▶ a ConfigMap in every namespace
 //! ```
 //!
 //! In reading order:
@@ -18,11 +19,26 @@
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`issuer`]: what signs; the place for another upstream.
 //! - [`store`]: where root and intermediate are kept.
+//! - [`trust_bundle`]: the roots, where pods find them.
 //! - [`serving`]: this server's own certificate.
 //! - [`audit`], [`metrics`]: what is told about it all.
 //!
 //! A passed check is a value with private fields and one constructor, so that no
 //! path leads past it.
+//!
+//! # What the ServiceAccount must be allowed
+//!
+//! | resource | verbs | where | why |
+//! |---|---|---|---|
+//! | `tokenreviews.authentication.k8s.io` | create | cluster | whose token it is |
+//! | `secrets` named `bulkhead-ca` | get, update | own namespace | root and intermediate |
+//! | `secrets` | create | own namespace | the first root; `create` cannot be limited to a name |
+//! | `namespaces` | list, watch | cluster | where the trust bundle belongs |
+//! | `configmaps` named `bulkhead-trust-bundle` | list, watch, create, patch | cluster | the trust bundle, in every namespace |
+//! | `clusterroles` named as `BULKHEAD_CA_OWNER` says | get | cluster | the owner of what the CA makes |
+//!
+//! ConfigMaps are applied by PATCH, which carries the name, so that here `create`
+//! can be limited to it.
 
 pub mod app;
 pub mod audit;
@@ -34,4 +50,5 @@ pub mod server;
 pub mod service;
 pub mod serving;
 pub mod store;
+pub mod trust_bundle;
 pub mod vet;

@@ -18,6 +18,10 @@ pub struct Metrics {
     pub connections: Gauge,
     pub handshake_failures: Counter,
     pub store_failures: Counter,
+    /// Namespaces whose ConfigMap has the trust bundle.
+    pub trust_bundles: Gauge,
+    pub trust_bundle_writes: Counter,
+    pub trust_bundle_failures: Counter,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -41,6 +45,9 @@ impl Metrics {
             connections,
             handshake_failures,
             store_failures,
+            trust_bundles,
+            trust_bundle_writes,
+            trust_bundle_failures,
         } = metrics.clone();
         monitoring.register(|registry| {
             registry.register(
@@ -77,6 +84,21 @@ impl Metrics {
                 "bulkhead_ca_store_failures",
                 "Failed attempts to read or renew the CA's own certificates",
                 store_failures,
+            );
+            registry.register(
+                "bulkhead_ca_trust_bundle_namespaces",
+                "Namespaces whose ConfigMap has the trust bundle",
+                trust_bundles,
+            );
+            registry.register(
+                "bulkhead_ca_trust_bundle_writes",
+                "ConfigMaps with the trust bundle that were written",
+                trust_bundle_writes,
+            );
+            registry.register(
+                "bulkhead_ca_trust_bundle_failures",
+                "Failed attempts to watch or write them",
+                trust_bundle_failures,
             );
         });
         metrics

@@ -171,6 +171,10 @@ pub enum StoreError {
         #[source]
         error: Box<kube::Error>,
     },
+    #[error(
+        "the ClusterRole that is to own the CA's Secret (BULKHEAD_CA_OWNER) is gone or being deleted: Bulkhead is being uninstalled, or the name is wrong"
+    )]
+    Uninstalling,
     #[error("{0} in the CA's store is not text")]
     NotText(String),
     #[error("the CA's store holds roots that cannot be used: {0}")]

@@ -17,6 +17,7 @@ use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::serving::{ServerName, ServingCertificate};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
+use tokio::sync::watch;
 
 use super::{IssueError, Issued, Issuer};
 use crate::config::Lifetimes;
@@ -36,6 +37,8 @@ pub struct SelfSigned {
     clock: Clock,
     metrics: Metrics,
     current: ArcSwap<Current>,
+    /// The roots of `current`, for those who wait for a change.
+    published: watch::Sender<Arc<str>>,
 }
 
 /// What signs now. Replaced as a whole, read without a lock.
@@ -57,8 +60,11 @@ impl SelfSigned {
     ) -> Result<Self, StoreError> {
         let make = || begin(&trust_domain, &lifetimes, clock.now());
         let authorities = store::load_or_create(store.as_ref(), &trust_domain, make).await?;
+        let current = Current::new(authorities, &metrics);
+        let (published, _) = watch::channel(Arc::clone(&current.roots_pem));
         let issuer = Self {
-            current: ArcSwap::from_pointee(Current::new(authorities, &metrics)),
+            current: ArcSwap::from_pointee(current),
+            published,
             store,
             trust_domain,
             lifetimes,
@@ -113,8 +119,14 @@ impl SelfSigned {
         if *authorities.intermediate.certificate() != *current.intermediate.certificate()
             || authorities.roots != current.roots
         {
-            self.current
-                .store(Arc::new(Current::new(authorities, &self.metrics)));
+            let next = Current::new(authorities, &self.metrics);
+            let roots = Arc::clone(&next.roots_pem);
+            self.current.store(Arc::new(next));
+            self.published.send_if_modified(|published| {
+                let has_changed = *published != roots;
+                *published = roots;
+                has_changed
+            });
         }
         Ok(())
     }
@@ -172,6 +184,10 @@ impl Issuer for SelfSigned {
     fn trust_bundle(&self) -> TrustBundle {
         let roots = self.current.load().roots.clone();
         TrustBundle::new(self.trust_domain.clone(), roots)
+    }
+
+    fn roots_pem(&self) -> watch::Receiver<Arc<str>> {
+        self.published.subscribe()
     }
 }
 

@@ -1,8 +1,10 @@
 //! The files in a Kubernetes Secret. Its resource version is the store's: the
 //! API server tells a writer that was overtaken.
 
+use bulkhead_crds::owner::{Owner, Standing};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use zeroize::Zeroizing;
@@ -16,13 +18,46 @@ const TYPE: &str = "bulkhead.io/certificate-authority";
 pub struct SecretStore {
     secrets: Api<Secret>,
     name: String,
+    /// What takes the Secret along when it is deleted itself.
+    owner: Owner,
 }
 
 impl SecretStore {
-    pub fn new(client: kube::Client, namespace: &str, name: String) -> Self {
+    pub fn new(client: kube::Client, namespace: &str, name: String, owner: Owner) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
             name,
+            owner,
+        }
+    }
+
+    /// Gives a Secret that is there to its owner, or takes it from one: what
+    /// becomes of the keys at uninstallation is the current settings' to say.
+    /// Nothing happens where that is so already.
+    pub async fn settle_owner(&self) -> Result<(), StoreError> {
+        let found = self.secrets.get_opt(&self.name).await;
+        let Some(mut secret) = found.map_err(|error| self.problem(error))? else {
+            return Ok(());
+        };
+        let owners = self.owners().await?;
+        if secret.metadata.owner_references == owners {
+            return Ok(());
+        }
+        secret.metadata.owner_references = owners;
+        let parameters = PostParams::default();
+        match self.secrets.replace(&self.name, &parameters, &secret).await {
+            // Another replica did it, or renews the intermediate now and does
+            // it with that.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            other => other.map(drop).map_err(|error| self.problem(error)),
+        }
+    }
+
+    async fn owners(&self) -> Result<Option<Vec<OwnerReference>>, StoreError> {
+        match self.owner.standing().await {
+            Ok(Standing::Owned(owners)) => Ok(Some(owners).filter(|all| !all.is_empty())),
+            Ok(Standing::Uninstalling) => Err(StoreError::Uninstalling),
+            Err(error) => Err(self.problem(error)),
         }
     }
 
@@ -65,6 +100,7 @@ impl Store for SecretStore {
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
+                owner_references: self.owners().await?,
                 resource_version: previous.map(|version| version.0.clone()),
                 ..ObjectMeta::default()
             },

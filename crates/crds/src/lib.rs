@@ -7,8 +7,10 @@
 //!
 //! - [`emergency`]: the kill switch's objects.
 //! - [`istio`]: what people have written for Istio.
+//! - [`owner`]: who owns what our programs make.
 //! - [`generate`]: the definitions as the chart ships them; `crdgen` prints them.
 
 pub mod emergency;
 pub mod generate;
 pub mod istio;
+pub mod owner;

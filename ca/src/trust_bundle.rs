@@ -1,0 +1,233 @@
+//! The trust bundle, in a ConfigMap of every namespace, for the kubelet to put
+//! into pods.
+//!
+//! ```text
+//!  issuer ── roots ─────────────┐
+//!  namespaces (metadata) ─watch─┼─▶ due ─▶ apply, 8 at once ─▶ bulkhead-trust-bundle
+//!  ConfigMaps of that name ─────┘    ▲            │
+//!                                    └── later ◀──┘ written or failed: not again at once
+//! ```
+//!
+//! Every replica does it, because what they apply is the same and applying it
+//! twice changes nothing. A ConfigMap that is right is not written.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_crds::owner::{Owner, Standing};
+use bulkhead_runtime::drain;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{ObjectMeta, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::places::Places;
+use crate::metrics::Metrics;
+
+mod places;
+
+/// The key of the bundle in the ConfigMap.
+pub const KEY: &str = "ca.crt";
+
+/// The owner of the fields that we apply.
+const FIELD_MANAGER: &str = "bulkhead-ca";
+/// Namespaces that never have a pod of the mesh.
+const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+/// Writes at once. An API server takes some hundred a second from eight, so
+/// that a thousand namespaces take seconds, and nobody else waits for long.
+const AT_ONCE: usize = 8;
+/// How long the API server may take for one.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Writes the bundle, as one task.
+pub struct Publisher {
+    pub client: Client,
+    /// The name of the ConfigMap, the same in every namespace.
+    pub name: String,
+    pub owner: Owner,
+    /// All trust roots in PEM, and every change of them.
+    pub roots: watch::Receiver<Arc<str>>,
+    pub metrics: Metrics,
+}
+
+/// What a ConfigMap should be.
+#[derive(Clone)]
+struct Wanted {
+    name: String,
+    roots: Arc<str>,
+    owner: Owner,
+}
+
+/// What became of one write.
+enum Outcome {
+    /// The ConfigMap as it is now.
+    Written(Box<ConfigMap>),
+    /// There is nothing to do, because Bulkhead is being uninstalled.
+    Uninstalling,
+    Failed(String),
+}
+
+impl Publisher {
+    /// Keeps the ConfigMaps right until the drain starts.
+    pub async fn run(mut self, mut drain: drain::Watch) {
+        let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        let namespaces = watcher(namespaces, watcher::Config::default());
+        let mut namespaces = pin!(namespaces.default_backoff());
+        let ours = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
+        let config_maps = watcher(Api::<ConfigMap>::all(self.client.clone()), ours);
+        let mut config_maps = pin!(config_maps.default_backoff());
+        let mut places = Places::default();
+        let mut writes = FuturesUnordered::new();
+        loop {
+            let wanted = self.wanted();
+            while writes.len() < AT_ONCE
+                && let Some(namespace) = places.next(Instant::now(), |found| wanted.is(found))
+            {
+                writes.push(self.write(namespace, wanted.clone()));
+            }
+            self.metrics.trust_bundles.set(places.right());
+            let wake = places.wake();
+            tokio::select! {
+                event = namespaces.next() => match event {
+                    Some(Ok(event)) => places.namespace(event, is_served),
+                    Some(Err(error)) => self.interrupted("namespaces", &error),
+                    None => return,
+                },
+                event = config_maps.next() => match event {
+                    Some(Ok(event)) => places.config_map(event),
+                    Some(Err(error)) => self.interrupted("ConfigMaps", &error),
+                    None => return,
+                },
+                Some((namespace, outcome)) = writes.next() => {
+                    let written = self.note(&namespace, outcome);
+                    places.finished(&namespace, written, Instant::now());
+                }
+                Ok(()) = self.roots.changed() => places.all_due(),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                () = drain.started() => return,
+            }
+        }
+    }
+
+    fn wanted(&mut self) -> Wanted {
+        Wanted {
+            name: self.name.clone(),
+            roots: Arc::clone(&self.roots.borrow_and_update()),
+            owner: self.owner.clone(),
+        }
+    }
+
+    /// Applies the ConfigMap in a namespace.
+    fn write(
+        &self,
+        namespace: String,
+        wanted: Wanted,
+    ) -> impl Future<Output = (String, Outcome)> + use<> {
+        let client = self.client.clone();
+        async move {
+            let apply = async || -> kube::Result<Outcome> {
+                let owners = match wanted.owner.standing().await? {
+                    Standing::Owned(owners) => owners,
+                    Standing::Uninstalling => return Ok(Outcome::Uninstalling),
+                };
+                let mut object = wanted.object();
+                object.metadata.owner_references = Some(owners).filter(|all| !all.is_empty());
+                let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
+                let parameters = PatchParams::apply(FIELD_MANAGER).force();
+                let patch = Patch::Apply(&object);
+                let applied = api.patch(&wanted.name, &parameters, &patch).await?;
+                Ok(Outcome::Written(Box::new(applied)))
+            };
+            let outcome = match timeout(DEADLINE, apply()).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(error)) => Outcome::Failed(error.to_string()),
+                Err(_) => Outcome::Failed(format!("no answer within {DEADLINE:?}")),
+            };
+            (namespace, outcome)
+        }
+    }
+
+    /// Counts an outcome, and returns what is stored now where that is known.
+    fn note(&self, namespace: &str, outcome: Outcome) -> Option<ConfigMap> {
+        match outcome {
+            Outcome::Written(config_map) => {
+                self.metrics.trust_bundle_writes.inc();
+                tracing::info!(namespace, config_map = self.name, "wrote the trust bundle");
+                Some(*config_map)
+            }
+            Outcome::Uninstalling => None,
+            Outcome::Failed(error) => {
+                self.metrics.trust_bundle_failures.inc();
+                tracing::error!(
+                    namespace,
+                    config_map = self.name,
+                    error,
+                    "writing the trust bundle failed and will be tried again; pods that are \
+                     injected there wait for it; check that the ServiceAccount may create and \
+                     patch this ConfigMap and get its own ClusterRole"
+                );
+                None
+            }
+        }
+    }
+
+    fn interrupted(&self, what: &str, error: &watcher::Error) {
+        self.metrics.trust_bundle_failures.inc();
+        tracing::warn!(
+            %error,
+            "the watch of {what} was interrupted and will be resumed; check that the \
+             ServiceAccount may list and watch {what}"
+        );
+    }
+}
+
+impl Wanted {
+    fn object(&self) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                labels: Some(labels()),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(KEY.to_owned(), self.roots.to_string())])),
+            ..ConfigMap::default()
+        }
+    }
+
+    /// Whether a ConfigMap is as it should be. What others add to it is theirs.
+    fn is(&self, found: &ConfigMap) -> bool {
+        let bundle = found.data.as_ref().and_then(|data| data.get(KEY));
+        let has = found.metadata.labels.as_ref();
+        bundle.is_some_and(|bundle| **bundle == *self.roots)
+            && self.owner.is_named_by(&found.metadata)
+            && labels()
+                .iter()
+                .all(|(name, value)| has.and_then(|has| has.get(name)) == Some(value))
+    }
+}
+
+fn labels() -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "bulkhead-ca"),
+        ("app.kubernetes.io/part-of", "bulkhead"),
+        ("app.kubernetes.io/managed-by", "bulkhead-ca"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
+}
+
+/// Whether pods of a namespace may be in the mesh.
+fn is_served(namespace: &ObjectMeta) -> bool {
+    let name = namespace.name.as_deref().unwrap_or_default();
+    // Nothing can be created in a namespace that is being deleted.
+    !SYSTEM_NAMESPACES.contains(&name) && namespace.deletion_timestamp.is_none()
+}
