@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use bulkhead_crds::owner::Owner;
 use bulkhead_pki::certificate::Certificate;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain::{self, Outcome};
@@ -22,9 +23,11 @@ use crate::events::Notices;
 use crate::metrics::Metrics;
 use crate::namespaces::{NamespaceSource, Namespaces, watch_namespaces};
 use crate::registration::{Standing, ca_bundle, keeper};
+use crate::self_test::SelfTest;
 use crate::server::{self, Serving};
 use crate::serving_certificate::secret::{self, Store};
 use crate::serving_certificate::{Publisher, files};
+use crate::stops::{Stops, watch_stops};
 
 /// What the webhook is given by whoever starts it.
 pub struct Deps {
@@ -109,7 +112,11 @@ impl App {
             work: work.clone(),
         };
         parts.watch(namespaces.clone());
-        let registered = parts.register(namespaces.standings(), authorities.clone());
+        let stops = parts.stops();
+        let registered = parts.register(namespaces.standings(), authorities.clone(), stops.clone());
+        if let Some(registered) = &registered {
+            parts.test_oneself(registered.clone(), stops);
+        }
         let grace = config.lifetimes.grace;
         parts.keep_certificate(Publisher::new(tls, own, registered, grace, metrics.clone()))?;
         let injector = Injector {
@@ -220,11 +227,47 @@ impl Parts<'_> {
         notices
     }
 
+    fn owner(&self, client: &Client) -> Owner {
+        Owner::named(client.clone(), self.config.owner.as_deref())
+    }
+
+    /// The switches; without an API server there are none.
+    fn stops(&self) -> watch::Receiver<Option<Stops>> {
+        let (known, stops) = watch::channel(None);
+        if let Some(client) = self.client.clone() {
+            let metrics = self.metrics.clone();
+            let (clock, work) = (self.clock.clone(), self.work.clone());
+            tokio::spawn(watch_stops(client, known, clock, metrics, work));
+        }
+        stops
+    }
+
+    /// Tests the way from the API server to here, where that is wanted.
+    fn test_oneself(
+        &self,
+        registered: watch::Receiver<keeper::Registered>,
+        stops: watch::Receiver<Option<Stops>>,
+    ) {
+        let Some(client) = self.client.clone().filter(|_| self.config.self_test) else {
+            return;
+        };
+        let test = SelfTest::new(
+            client,
+            &self.config.defaults.system_namespace,
+            stops,
+            self.readiness.condition("self_test"),
+            self.clock.clone(),
+            self.metrics.clone(),
+        );
+        tokio::spawn(test.run(registered, self.work.clone()));
+    }
+
     /// Registers with the API server, where there is one and that is wanted.
     fn register(
         &self,
         standings: watch::Receiver<Option<BTreeMap<String, Standing>>>,
         authorities: watch::Receiver<Vec<Certificate>>,
+        stops: watch::Receiver<Option<Stops>>,
     ) -> Option<watch::Receiver<keeper::Registered>> {
         let client = self.client.clone().filter(|_| self.config.register)?;
         let (registered, seen) = watch::channel(keeper::Registered::new());
@@ -235,9 +278,12 @@ impl Parts<'_> {
                 target: self.config.target.clone(),
                 system_namespace: defaults.system_namespace.clone(),
                 inject_by_default: defaults.inject_by_default,
+                self_test: self.config.self_test,
             },
             standings,
             authorities,
+            stops,
+            owner: self.owner(&client),
             registered,
             condition: self.readiness.condition("registered"),
             clock: self.clock.clone(),
@@ -270,7 +316,8 @@ impl Parts<'_> {
                 let namespace = &config.defaults.system_namespace;
                 let keeper = secret::Keeper {
                     store: self.client.clone().map_or(Store::Memory, |client| {
-                        Store::secret(client, namespace, secret)
+                        let owner = self.owner(&client);
+                        Store::secret(client, namespace, secret, owner)
                     }),
                     names,
                     lifetimes: config.lifetimes,

@@ -5,6 +5,7 @@
 //! | `PROXY_IMAGE` | image of the sidecar and its init container | none, must be set |
 //! | `TRUST_DOMAIN` | trust domain of the sidecars' identities | `cluster.local` |
 //! | `CA_ADDRESS` | `host:port` of the CA, as sidecars dial it | `bulkhead-ca.<namespace>.svc:15012` |
+//! | `CONTROL_ADDRESS` | `host:port` of control, as sidecars dial it, or `none` | `bulkhead-control.<namespace>.svc:15012` |
 //! | `INJECT_BY_DEFAULT` | inject pods about which nobody says anything | `false` |
 //! | `IMAGE_PULL_SECRETS` | Secrets for the sidecar's image, by commas | none |
 //! | `DEFAULT_<ANNOTATION>` | the installation's value of an annotation, such as `DEFAULT_MTLS_MODE` for `bulkhead.io/mtls-mode` | the table's |
@@ -15,6 +16,8 @@
 //! | `NAMESPACES` | a file that `kubectl get namespaces -o json` wrote, to run on without an API server | none |
 //! | `REGISTER` | write the MutatingWebhookConfiguration | `true` |
 //! | `CONFIGURATION` | its name | `bulkhead-injector` |
+//! | `OWNER` | the ClusterRole that owns what the webhook makes | none |
+//! | `SELF_TEST` | test the way from the API server to here before being ready, by the Service `<SERVICE>-self-test` | `true`, where there is a Service and the certificate is self-made |
 //! | `SECRET` | the Secret of the serving certificate | `bulkhead-webhook-tls` |
 //! | `TLS_CERT`, `TLS_KEY`, `TLS_CA` | files to serve instead | none |
 //! | `CERTIFICATE_LIFETIME`, `AUTHORITY_LIFETIME` | of what we make ourselves | `720h`, `8760h` |
@@ -60,6 +63,11 @@ pub struct Config {
     /// Whether to write the configuration, where there is an API server.
     pub register: bool,
     pub configuration: String,
+    /// The ClusterRole that owns what the webhook makes, so that it goes when
+    /// Bulkhead is uninstalled.
+    pub owner: Option<String>,
+    /// Whether to test the way from the API server to here.
+    pub self_test: bool,
     pub certificate: CertificateSource,
     pub lifetimes: Lifetimes,
     /// How long to serve on after a shutdown begins: until every API server has
@@ -113,6 +121,9 @@ impl Config {
             },
         };
         let usual = Lifetimes::default();
+        let certificate = certificate_source(&settings);
+        let is_all_ours = matches!(target, Target::Service { .. })
+            && matches!(certificate, CertificateSource::SelfMade { .. });
         let config = Self {
             address: settings.or(
                 "BULKHEAD_WEBHOOK_ADDRESS",
@@ -132,7 +143,9 @@ impl Config {
                 .map(PathBuf::from),
             register: settings.or("BULKHEAD_WEBHOOK_REGISTER", true),
             configuration: configuration(&settings),
-            certificate: certificate_source(&settings),
+            owner: settings.text("BULKHEAD_WEBHOOK_OWNER"),
+            self_test: settings.or("BULKHEAD_WEBHOOK_SELF_TEST", is_all_ours),
+            certificate,
             lifetimes: Lifetimes {
                 certificate: lasting("BULKHEAD_WEBHOOK_CERTIFICATE_LIFETIME", usual.certificate),
                 authority: lasting("BULKHEAD_WEBHOOK_AUTHORITY_LIFETIME", usual.authority),
@@ -162,11 +175,20 @@ impl Config {
 
     /// The names by which the API server verifies us.
     pub fn server_names(&self) -> Result<Vec<ServerName>, ServingError> {
-        let host = match &self.target {
-            Target::Service { namespace, name } => format!("{name}.{namespace}.svc"),
-            Target::Url(url) => url_host(url).to_owned(),
-        };
-        Ok(vec![ServerName::parse(&host)?])
+        let mut targets = vec![self.target.clone()];
+        if self.self_test {
+            targets.push(self.target.of_self_test());
+        }
+        let mut names = targets
+            .iter()
+            .map(|target| match target {
+                Target::Service { namespace, name } => format!("{name}.{namespace}.svc"),
+                Target::Url(url) => url_host(url).to_owned(),
+            })
+            .map(|host| ServerName::parse(&host))
+            .collect::<Result<Vec<_>, _>>()?;
+        names.dedup();
+        Ok(names)
     }
 }
 
@@ -177,20 +199,30 @@ fn defaults(settings: &Settings<'_>) -> Defaults {
     let cluster_local = TrustDomain::new("cluster.local").expect("a literal, and valid");
     let trust_domain = settings.or("BULKHEAD_WEBHOOK_TRUST_DOMAIN", cluster_local);
     let image = settings.required("BULKHEAD_WEBHOOK_PROXY_IMAGE");
-    let mut pod = PodSettings::new(trust_domain, image);
-    pod.sidecar.ca_address = settings
-        .text("BULKHEAD_WEBHOOK_CA_ADDRESS")
-        .unwrap_or_else(|| {
-            format!(
-                "bulkhead-ca.{system_namespace}.svc:{}",
-                ports::CONTROL_PLANE
-            )
-        });
+    let pod = PodSettings::new(trust_domain, image);
+    let mut defaults = match Defaults::installed_in(&system_namespace, pod.clone()) {
+        Ok(defaults) => defaults,
+        Err(error) => {
+            settings.reject("BULKHEAD_WEBHOOK_NAMESPACE", &error.to_string());
+            Defaults::new(pod)
+        }
+    };
+    let pod = &mut defaults.settings;
+    let sidecar = &mut pod.sidecar;
+    for (variable, address) in [
+        ("BULKHEAD_WEBHOOK_CA_ADDRESS", &mut sidecar.ca_address),
+        (
+            "BULKHEAD_WEBHOOK_CONTROL_ADDRESS",
+            &mut sidecar.control_address,
+        ),
+    ] {
+        if let Some(text) = settings.text(variable) {
+            *address = text;
+        }
+    }
     for row in TABLE {
         let variable = default_variable(row.name);
-        settings.parsed(&variable, |value| {
-            row.set(&mut pod, value, Level::Installation)
-        });
+        settings.parsed(&variable, |value| row.set(pod, value, Level::Installation));
     }
     if let Err(error) = pod.resources.clone().reconcile() {
         settings.reject("BULKHEAD_WEBHOOK_DEFAULT_*", &error.to_string());
@@ -207,8 +239,7 @@ fn defaults(settings: &Settings<'_>) -> Defaults {
             })
             .unwrap_or_default(),
         inject_by_default: settings.or("BULKHEAD_WEBHOOK_INJECT_BY_DEFAULT", false),
-        system_namespace,
-        ..Defaults::new(pod)
+        ..defaults
     }
 }
 
@@ -314,6 +345,14 @@ mod tests {
         assert_eq!(config.address.port(), 15017);
         let ca = &config.defaults.settings.sidecar.ca_address;
         assert_eq!(ca, "bulkhead-ca.bulkhead-system.svc:15012");
+        let elsewhere = read(&[IMAGE, ("BULKHEAD_WEBHOOK_NAMESPACE", "mesh")]).unwrap();
+        let sidecar = &elsewhere.defaults.settings.sidecar;
+        assert_eq!(sidecar.ca_address, "bulkhead-ca.mesh.svc:15012");
+        assert_eq!(sidecar.control_address, "bulkhead-control.mesh.svc:15012");
+        assert_eq!(
+            sidecar.control_identity.as_str(),
+            "spiffe://cluster.local/ns/mesh/sa/bulkhead-control"
+        );
         assert_eq!(read(&[]).unwrap_err().0.len(), 1);
     }
 

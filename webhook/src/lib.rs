@@ -23,6 +23,8 @@
 //! - [`namespaces`]: what is known of the pods' namespaces.
 //! - [`registration`]: for which pods the API server calls us.
 //! - [`serving_certificate`]: by which certificate it verifies us.
+//! - `stops`: the switches that are on.
+//! - [`self_test`]: whether the API server reaches us.
 //! - `events`, `metrics`: what people see.
 //!
 //! # What the ServiceAccount must be allowed
@@ -34,6 +36,9 @@
 //! | `mutatingwebhookconfigurations` | create | cluster | the first registration; `create` cannot be limited to a name |
 //! | `secrets` named `bulkhead-webhook-tls` | get, list, watch, update | own namespace | the serving certificate |
 //! | `secrets` | create | own namespace | the first serving certificate |
+//! | `injectionstops.emergency.bulkhead.io` | list, watch | cluster | a restart does not turn a switch back |
+//! | `pods` | create | own namespace | the self-test, as a dry run; the chart's policy refuses anything else |
+//! | `clusterroles` named as `BULKHEAD_WEBHOOK_OWNER` says | get | cluster | the owner of what the webhook makes |
 //! | `events.events.k8s.io` | create, patch | cluster | telling people about refused and skipped pods |
 //!
 //! `unregister` also needs delete on the configuration.
@@ -46,5 +51,7 @@ mod metrics;
 pub mod namespaces;
 pub mod registration;
 pub mod review;
+pub mod self_test;
 mod server;
 pub mod serving_certificate;
+mod stops;

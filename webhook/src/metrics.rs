@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bulkhead_crds::emergency::Level;
 use bulkhead_runtime::monitoring::Monitoring;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -32,6 +33,9 @@ pub(crate) struct Metrics {
     pub(crate) registration_errors: Counter,
     certificate_expiry: Family<CertificateUse, Gauge>,
     pub(crate) certificate_errors: Counter,
+    pub(crate) self_test_failing: Gauge,
+    pub(crate) stop_watch_errors: Counter,
+    stops: Family<StoppedNamespace, Gauge>,
     events: Family<EventOutcome, Counter>,
 }
 
@@ -44,6 +48,12 @@ struct Decided {
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct CertificateUse {
     certificate: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct StoppedNamespace {
+    level: &'static str,
+    namespace: String,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -66,9 +76,17 @@ impl Metrics {
             registration_errors: Counter::default(),
             certificate_expiry: Family::default(),
             certificate_errors: Counter::default(),
+            self_test_failing: Gauge::default(),
+            stop_watch_errors: Counter::default(),
+            stops: Family::default(),
             events: Family::default(),
         };
         monitoring.register(|registry| {
+            registry.register(
+                "bulkhead_emergency_active",
+                "Switches that are on, by level and by the namespace they are in",
+                metrics.stops.clone(),
+            );
             let registry = registry.sub_registry_with_prefix("bulkhead_webhook");
             registry.register(
                 "decisions",
@@ -100,6 +118,16 @@ impl Metrics {
                 "namespace_reads_failed",
                 "Namespaces that could not be read when a pod needed them",
                 metrics.namespace_reads_failed.clone(),
+            );
+            registry.register(
+                "self_test_failing",
+                "1 where a pod created as a dry run would not get its sidecar",
+                metrics.self_test_failing.clone(),
+            );
+            registry.register(
+                "stop_watch_errors",
+                "Interruptions of the watch of InjectionStops",
+                metrics.stop_watch_errors.clone(),
             );
             registry.register(
                 "namespace_watch_errors",
@@ -145,6 +173,17 @@ impl Metrics {
         self.decisions
             .get_or_create(&Decided { decision, reason })
             .inc();
+    }
+
+    /// Notes the namespaces of the switches that are on, one for each switch.
+    pub(crate) fn stopped(&self, namespaces: impl Iterator<Item = String>) {
+        self.stops.clear();
+        for namespace in namespaces {
+            let level = Level::Injection.as_str();
+            self.stops
+                .get_or_create(&StoppedNamespace { level, namespace })
+                .inc();
+        }
     }
 
     pub(crate) fn took(&self, duration: Duration) {

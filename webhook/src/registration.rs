@@ -15,6 +15,7 @@
 //!  namespace-label-*        nothing          nothing            inject                Fail
 //!  namespace-annotation     nothing          nothing            nothing, inject       Fail
 //!  default (if switched on) nothing          nothing            nothing, nothing      Ignore
+//!  self-test                the test's pod, in Bulkhead's own namespace               Fail
 //! ```
 //!
 //! "Inject" includes a value that nobody understands: such a pod must reach us,
@@ -31,15 +32,16 @@ use bulkhead_core::annotation::{INJECT_SOURCES, Place, parse_inject};
 use bulkhead_inject::{Namespace, SYSTEM_NAMESPACES};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference,
-    WebhookClientConfig,
+    MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations,
+    ServiceReference, WebhookClientConfig,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 
 use self::selectors::{
-    annotations_say_inject, annotations_say_nothing, labels_say_inject, labels_say_nothing,
-    name_in, name_not_in, served_pods,
+    annotations_say_inject, annotations_say_nothing, label_exists, labels_say_inject,
+    labels_say_nothing, name_in, name_not_in, served_pods,
 };
+use crate::self_test;
 
 pub(crate) mod ca_bundle;
 pub(crate) mod keeper;
@@ -53,6 +55,8 @@ pub const DEFAULT_NAME: &str = "bulkhead-injector";
 pub const INJECT_PATH: &str = "/inject";
 /// The port of the Service, which leads to the container's own.
 const SERVICE_PORT: i32 = 443;
+/// The entry of the self-test, and what the name of its Service ends with.
+pub(crate) const SELF_TEST: &str = "self-test";
 
 /// How long the API server waits for an answer before the failure policy
 /// counts. Every pod that opted in waits this long when the webhook's address
@@ -70,6 +74,19 @@ pub enum Target {
     Service { namespace: String, name: String },
     /// `https://host:port`, for a webhook that runs elsewhere.
     Url(String),
+}
+
+impl Target {
+    /// Where the API server finds replicas that may not be ready yet.
+    pub(crate) fn of_self_test(&self) -> Self {
+        match self {
+            Self::Service { namespace, name } => Self::Service {
+                namespace: namespace.clone(),
+                name: format!("{name}-{SELF_TEST}"),
+            },
+            Self::Url(url) => Self::Url(url.clone()),
+        }
+    }
 }
 
 /// What the annotations of a namespace without a deciding label say. Selectors
@@ -113,6 +130,13 @@ pub struct Inputs {
     pub inject_by_default: bool,
     /// The namespaces whose annotations decide.
     pub standings: BTreeMap<String, Standing>,
+    /// Whether there is an entry for the pods of the self-test.
+    pub self_test: bool,
+    /// What takes the configuration along when it is deleted itself.
+    pub owners: Vec<OwnerReference>,
+    /// The pods that are left out because injection is switched off, where the
+    /// API server does not see to it by itself.
+    pub stop: Option<MatchCondition>,
 }
 
 /// The configuration, with every field that the API server would otherwise
@@ -132,6 +156,7 @@ pub fn configuration(inputs: &Inputs) -> MutatingWebhookConfiguration {
                     .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                     .collect(),
             ),
+            owner_references: Some(inputs.owners.clone()).filter(|owners| !owners.is_empty()),
             ..ObjectMeta::default()
         },
         webhooks: Some(
@@ -156,9 +181,17 @@ pub fn differs(
             .map(|webhook| (webhook.name.clone(), webhook))
             .collect()
     };
+    let owners = |configuration: &MutatingWebhookConfiguration| {
+        let owners = configuration.metadata.owner_references.clone();
+        owners.unwrap_or_default()
+    };
+    let has_owners = owners(existing);
     let has = existing.metadata.labels.clone().unwrap_or_default();
     let wants = desired.metadata.labels.clone().unwrap_or_default();
     by_name(existing) != by_name(desired)
+        || owners(desired)
+            .iter()
+            .any(|owner| !has_owners.contains(owner))
         || wants
             .iter()
             .any(|(name, value)| has.get(name) != Some(value))
@@ -197,6 +230,7 @@ struct Entry {
     pods: LabelSelector,
     conditions: Vec<(&'static str, String)>,
     unanswered: Unanswered,
+    target: Target,
 }
 
 fn entries(inputs: &Inputs) -> Vec<Entry> {
@@ -229,6 +263,7 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
             pods: selector(labels_say_inject(pod_labels, way)),
             conditions: Vec::new(),
             unanswered: Unanswered::Fail,
+            target: inputs.target.clone(),
         });
     }
     entries.push(Entry {
@@ -240,6 +275,7 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
             annotations_say_inject(names(Place::PodAnnotation)),
         )],
         unanswered: Unanswered::Fail,
+        target: inputs.target.clone(),
     });
     for (way, name) in namespace_labels.iter().enumerate() {
         let labelled = labels_say_inject(namespace_labels, way);
@@ -249,6 +285,7 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
             pods: selector(silent_pods()),
             conditions: silent_annotations(),
             unanswered: Unanswered::Fail,
+            target: inputs.target.clone(),
         });
     }
     let silent_labels = labels_say_nothing(namespace_labels);
@@ -260,6 +297,7 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
             pods: selector(silent_pods()),
             conditions: silent_annotations(),
             unanswered: Unanswered::Fail,
+            target: inputs.target.clone(),
         });
     }
     if inputs.inject_by_default {
@@ -271,6 +309,17 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
             pods: selector(silent_pods()),
             conditions: silent_annotations(),
             unanswered: Unanswered::Ignore,
+            target: inputs.target.clone(),
+        });
+    }
+    if inputs.self_test {
+        entries.push(Entry {
+            name: SELF_TEST.to_owned(),
+            namespaces: selector([name_in([inputs.system_namespace.as_str()])]),
+            pods: selector([label_exists(self_test::LABEL)]),
+            conditions: Vec::new(),
+            unanswered: Unanswered::Fail,
+            target: inputs.target.of_self_test(),
         });
     }
     entries
@@ -280,10 +329,12 @@ impl Entry {
     fn webhook(self, inputs: &Inputs) -> MutatingWebhook {
         let list = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect());
         let conditions = served_pods().into_iter().chain(self.conditions);
+        let mut conditions = selectors::match_conditions(conditions);
+        conditions.extend(inputs.stop.clone());
         MutatingWebhook {
             name: format!("{}.inject.bulkhead.io", self.name),
             admission_review_versions: vec!["v1".to_owned()],
-            client_config: client_config(inputs),
+            client_config: client_config(self.target, inputs),
             failure_policy: Some(
                 match self.unanswered {
                     Unanswered::Fail => "Fail",
@@ -291,7 +342,7 @@ impl Entry {
                 }
                 .to_owned(),
             ),
-            match_conditions: Some(selectors::match_conditions(conditions)),
+            match_conditions: Some(conditions),
             match_policy: Some("Equivalent".to_owned()),
             namespace_selector: Some(self.namespaces),
             object_selector: Some(self.pods),
@@ -312,16 +363,16 @@ impl Entry {
     }
 }
 
-fn client_config(inputs: &Inputs) -> WebhookClientConfig {
+fn client_config(target: Target, inputs: &Inputs) -> WebhookClientConfig {
     let mut config = WebhookClientConfig {
         ca_bundle: Some(ByteString(inputs.ca_bundle.clone().into_bytes())),
         ..WebhookClientConfig::default()
     };
-    match &inputs.target {
+    match target {
         Target::Service { namespace, name } => {
             config.service = Some(ServiceReference {
-                namespace: namespace.clone(),
-                name: name.clone(),
+                namespace,
+                name,
                 path: Some(INJECT_PATH.to_owned()),
                 port: Some(SERVICE_PORT),
             });

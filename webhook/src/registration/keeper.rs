@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::Duration;
 
+use bulkhead_crds::owner::{self, Owner};
 use bulkhead_pki::certificate::Certificate;
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use bulkhead_runtime::clock::Clock;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::ca_bundle::{self, Foreign};
 use super::{Inputs, Standing, Target, configuration, differs};
 use crate::metrics::Metrics;
+use crate::stops::Stops;
 
 /// The owner of the fields that we apply.
 pub(crate) const FIELD_MANAGER: &str = "bulkhead-webhook";
@@ -45,6 +47,7 @@ pub(crate) struct Settings {
     pub(crate) target: Target,
     pub(crate) system_namespace: String,
     pub(crate) inject_by_default: bool,
+    pub(crate) self_test: bool,
 }
 
 /// Since when each CA, by its fingerprint, has been in every webhook of the
@@ -59,6 +62,10 @@ pub(crate) struct Keeper {
     pub(crate) standings: watch::Receiver<Option<BTreeMap<String, Standing>>>,
     /// Our own CAs; none before there is a certificate.
     pub(crate) authorities: watch::Receiver<Vec<Certificate>>,
+    /// The switches; nothing before they are known, because a registration
+    /// that leaves them out would turn them back.
+    pub(crate) stops: watch::Receiver<Option<Stops>>,
+    pub(crate) owner: Owner,
     pub(crate) registered: watch::Sender<Registered>,
     pub(crate) condition: Condition,
     pub(crate) clock: Clock,
@@ -103,12 +110,17 @@ impl Keeper {
                 }
             }
             let resync = Instant::now() + RESYNC.mul_f64(0.5 + 0.5 * jitter());
-            let wake = [Some(resync), foreign.next_change(), Some(may_write)]
-                .into_iter()
-                .flatten()
-                .filter(|at| *at > now)
-                .min()
-                .unwrap_or(resync);
+            let wake = [
+                Some(resync),
+                foreign.next_change(),
+                Some(may_write),
+                self.next_stop_end(now),
+            ]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(resync);
             tokio::select! {
                 change = changes.next() => match change {
                     Some(Ok(object)) => {
@@ -120,6 +132,7 @@ impl Keeper {
                 },
                 Ok(()) = self.standings.changed() => {}
                 Ok(()) = self.authorities.changed() => {}
+                Ok(()) = self.stops.changed() => {}
                 () = sleep_until(wake) => {}
                 () = drain.started() => return,
             }
@@ -132,9 +145,26 @@ impl Keeper {
         existing: &mut Option<MutatingWebhookConfiguration>,
         foreign: &mut Foreign,
     ) -> Outcome {
-        let Some(desired) = self.desired(existing.as_ref(), foreign) else {
+        let Some(mut desired) = self.desired(existing.as_ref(), foreign) else {
             return Outcome::AtRest;
         };
+        match timeout(DEADLINE, self.owner.standing()).await {
+            Ok(Ok(owner::Standing::Owned(owners))) => {
+                desired.metadata.owner_references = Some(owners).filter(|all| !all.is_empty());
+            }
+            Ok(Ok(owner::Standing::Uninstalling)) => return Outcome::AtRest,
+            Ok(Err(error)) => {
+                self.failed("finding the owner of", &error);
+                return Outcome::Failed;
+            }
+            Err(_) => {
+                self.failed(
+                    "finding the owner of",
+                    &format!("no answer within {DEADLINE:?}"),
+                );
+                return Outcome::Failed;
+            }
+        }
         if existing
             .as_ref()
             .is_some_and(|existing| !differs(existing, &desired))
@@ -187,6 +217,7 @@ impl Keeper {
     ) -> Option<MutatingWebhookConfiguration> {
         let standings = self.standings.borrow_and_update().clone()?;
         let own = self.authorities.borrow_and_update().clone();
+        let stops = self.stops.borrow_and_update().clone()?;
         if own.is_empty() {
             return None;
         }
@@ -204,7 +235,17 @@ impl Keeper {
             system_namespace: self.settings.system_namespace.clone(),
             inject_by_default: self.settings.inject_by_default,
             standings,
+            self_test: self.settings.self_test,
+            owners: Vec::new(),
+            stop: stops.condition(&self.settings.system_namespace, self.clock.now()),
         }))
+    }
+
+    /// When a switch ends by itself.
+    fn next_stop_end(&self, now: Instant) -> Option<Instant> {
+        let wall = self.clock.now();
+        let end = self.stops.borrow().as_ref()?.next_end(wall)?;
+        Some(now + end.duration_since(wall).unwrap_or_default())
     }
 
     /// Notes which CAs the API server verifies us by.
@@ -245,7 +286,8 @@ impl Keeper {
             configuration = self.settings.name,
             %error,
             "{doing} the webhook's registration failed and will be tried again; check that the \
-             ServiceAccount may get, list, watch, create and patch mutatingwebhookconfigurations"
+             ServiceAccount may get, list, watch, create and patch mutatingwebhookconfigurations, and get its own \
+             ClusterRole"
         );
     }
 }

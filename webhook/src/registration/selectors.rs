@@ -25,6 +25,10 @@ pub(super) fn labels_say_nothing(names: &[&str]) -> Vec<Requirement> {
         .collect()
 }
 
+pub(super) fn label_exists(name: &str) -> Requirement {
+    requirement(name, "Exists", [])
+}
+
 pub(super) fn name_in<'a>(namespaces: impl IntoIterator<Item = &'a str>) -> Requirement {
     requirement(NAMESPACE_NAME, "In", namespaces)
 }

@@ -41,6 +41,9 @@ fn inputs(namespaces: &[Namespace], inject_by_default: bool) -> Inputs {
             .iter()
             .filter_map(|namespace| Some((namespace.name.clone(), standing(namespace)?)))
             .collect(),
+        self_test: false,
+        owners: Vec::new(),
+        stop: None,
     }
 }
 

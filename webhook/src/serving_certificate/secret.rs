@@ -7,6 +7,7 @@
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
+use bulkhead_crds::owner::{Owner, Standing};
 use bulkhead_pki::serving::ServerName;
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use bulkhead_runtime::clock::Clock;
@@ -49,13 +50,16 @@ pub(crate) enum Store {
 pub(crate) struct StoredSecret {
     api: Api<Secret>,
     name: String,
+    /// What takes the Secret along when it is deleted itself.
+    owner: Owner,
 }
 
 impl Store {
-    pub(crate) fn secret(client: Client, namespace: &str, name: &str) -> Self {
+    pub(crate) fn secret(client: Client, namespace: &str, name: &str, owner: Owner) -> Self {
         Self::Secret(Box::new(StoredSecret {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
+            owner,
         }))
     }
 
@@ -87,7 +91,11 @@ impl Store {
         let Self::Secret(place) = self else {
             return Ok(None);
         };
-        let StoredSecret { api, name } = &**place;
+        let StoredSecret { api, name, owner } = &**place;
+        let owners = match in_time(owner.standing()).await? {
+            Standing::Owned(owners) => Some(owners).filter(|all| !all.is_empty()),
+            Standing::Uninstalling => return Err(StoreError::Uninstalling),
+        };
         let mut secret = stored.cloned().unwrap_or_else(|| Secret {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -96,6 +104,9 @@ impl Store {
             type_: Some("kubernetes.io/tls".to_owned()),
             ..Secret::default()
         });
+        if owners.is_some() {
+            secret.metadata.owner_references = owners;
+        }
         let data = slots.to_data()?;
         secret.data = Some(
             data.into_iter()
@@ -131,9 +142,11 @@ enum StoreError {
     Conflict,
     #[error(
         "{0}; check that the ServiceAccount may get, list, watch, create and update Secrets in \
-         its namespace"
+         its namespace, and get its own ClusterRole"
     )]
     Api(#[source] Box<kube::Error>),
+    #[error("the ClusterRole that is to own the Secret is gone: Bulkhead is being uninstalled")]
+    Uninstalling,
     #[error("the API server did not answer within {DEADLINE:?}")]
     Deadline,
     #[error(transparent)]
