@@ -33,7 +33,7 @@ pub struct Inject {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// The image of the proxy and of the init container
-    #[arg(long, default_value = concat!("bulkhead:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, default_value = concat!("ghcr.io/bulkhead/proxy:", env!("CARGO_PKG_VERSION")))]
     image: String,
     /// A Secret with which the image is fetched; may be given more than once
     #[arg(long = "image-pull-secret", value_name = "NAME")]
@@ -44,6 +44,9 @@ pub struct Inject {
     /// host:port of the certificate authority
     #[arg(long, value_name = "ADDRESS")]
     ca_address: Option<String>,
+    /// host:port of control, or none
+    #[arg(long, value_name = "ADDRESS")]
+    control_address: Option<String>,
     /// The namespace of objects that name none
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     namespace: String,
@@ -80,17 +83,24 @@ impl Inject {
 
     fn defaults(&self) -> anyhow::Result<Defaults> {
         let mut settings = PodSettings::new(self.trust_domain.clone(), self.image.clone());
-        if let Some(address) = &self.ca_address {
-            settings.sidecar.ca_address.clone_from(address);
-        }
         for setting in &self.settings {
             set(&mut settings, setting)?;
+        }
+        let mut defaults = Defaults::installed_in(&self.system_namespace, settings)
+            .context("reading --system-namespace")?;
+        let sidecar = &mut defaults.settings.sidecar;
+        for (address, given) in [
+            (&mut sidecar.ca_address, &self.ca_address),
+            (&mut sidecar.control_address, &self.control_address),
+        ] {
+            if let Some(given) = given {
+                address.clone_from(given);
+            }
         }
         Ok(Defaults {
             image_pull_secrets: self.image_pull_secrets.clone(),
             inject_by_default: true,
-            system_namespace: self.system_namespace.clone(),
-            ..Defaults::new(settings)
+            ..defaults
         })
     }
 }
