@@ -17,6 +17,9 @@ from .failure import Failure
 MOUNT = Path("/sys/fs/cgroup")
 # Which controllers the kubelet and runc ask for.
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
+# Beside `kubepods`, which the kubelet makes: the node's programs, who watches
+# that the cluster does not outlive its user, and the user's own command.
+PARTS = ("programs", "watch", "guests")
 SECONDS_TO_DIE = 30
 
 
@@ -55,7 +58,7 @@ def create(name: str) -> None:
         for file in ("cpuset.cpus", "cpuset.mems"):
             if not is_unified() and (group / file).exists():
                 (group / file).write_text((hierarchy / file).read_text())
-    for part in ("programs", "watch"):
+    for part in PARTS:
         (_process_hierarchy() / name / part).mkdir(exist_ok=True)
 
 
@@ -72,7 +75,7 @@ def _delegate(group: Path) -> None:
 
 
 def join(name: str, part: str) -> None:
-    """Puts this process, and so all that it starts, into `programs` or `watch`."""
+    """Puts this process, and so all that it starts, into one of the parts."""
     (_process_hierarchy() / name / part / "cgroup.procs").write_text(str(os.getpid()))
 
 

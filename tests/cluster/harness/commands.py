@@ -28,6 +28,9 @@ out. docs/cluster.md shows it at work.
 def main() -> None:
     os.umask(0o022)
     machine.extend_path()
+    # An end that is asked for runs what is to be done at the end.
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, lambda number, _: sys.exit(128 + number))
     arguments = _parser().parse_args(_with_separator(sys.argv[1:]))
     try:
         arguments.act(arguments)
@@ -111,9 +114,10 @@ def _run(arguments: argparse.Namespace) -> None:
     cluster, line = Cluster(arguments.name), _line(arguments)
     # Also taken down where this process is killed and can do nothing any more.
     lifecycle.up(cluster, _settings(arguments), os.getpid())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # What the command starts and leaves behind ends with the cluster.
+    join = lambda: cgroups.join(cluster.namespace, "guests")
     try:
-        done = subprocess.run(network.entered(cluster, *line), env=_environment(cluster))
+        done = subprocess.run(network.entered(cluster, *line), env=_environment(cluster), preexec_fn=join)
     finally:
         lifecycle.down(cluster)
     sys.exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
