@@ -6,6 +6,8 @@ use clap::Subcommand;
 pub mod demo;
 mod explain;
 mod inject;
+mod off;
+mod on;
 mod uninject;
 
 /// What can be asked for.
@@ -14,6 +16,8 @@ pub enum Command {
     Demo(demo::Demo),
     Explain(explain::Explain),
     Inject(inject::Inject),
+    Off(off::Off),
+    On(on::On),
     Uninject(uninject::Uninject),
 }
 
@@ -24,6 +28,9 @@ impl Command {
             Self::Demo(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),
+            Self::Install(command) => command.run(),
+            Self::Off(command) => command.run(),
+            Self::On(command) => command.run(),
             Self::Uninject(command) => command.run(),
         }
     }

@@ -6,13 +6,17 @@
 //!
 //! - [`commands`]: one file per command; each has its arguments and a `run`.
 //! - [`mesh`]: a mesh in one process, for the demo and the tests.
+//! - [`cluster`]: the cluster that a command is about.
+//! - [`emergency`]: what the kill switch's commands are made of.
 //! - `config`: what the environment says.
 //! - [`manifest`]: streams of YAML or JSON documents, edited one by one.
 
 use clap::Parser;
 
+pub mod cluster;
 pub mod commands;
 mod config;
+pub mod emergency;
 pub mod manifest;
 pub mod mesh;
 

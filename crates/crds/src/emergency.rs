@@ -209,8 +209,12 @@ impl Level {
 }
 
 /// What is common to the three kinds.
-pub trait Emergency: Resource<Scope = NamespaceResourceScope, DynamicType = ()> {
+pub trait Emergency: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Sized {
     const LEVEL: Level;
+
+    /// A switch with this name and these terms; the namespace is where it is
+    /// stored.
+    fn with_terms(name: &str, terms: Terms) -> Self;
 
     fn terms(&self) -> &Terms;
 
@@ -243,6 +247,10 @@ pub trait Emergency: Resource<Scope = NamespaceResourceScope, DynamicType = ()> 
 impl Emergency for InjectionStop {
     const LEVEL: Level = Level::Injection;
 
+    fn with_terms(name: &str, terms: Terms) -> Self {
+        Self::new(name, InjectionStopSpec { terms })
+    }
+
     fn terms(&self) -> &Terms {
         &self.spec.terms
     }
@@ -251,6 +259,10 @@ impl Emergency for InjectionStop {
 impl Emergency for Bypass {
     const LEVEL: Level = Level::Bypass;
 
+    fn with_terms(name: &str, terms: Terms) -> Self {
+        Self::new(name, BypassSpec { terms })
+    }
+
     fn terms(&self) -> &Terms {
         &self.spec.terms
     }
@@ -258,6 +270,10 @@ impl Emergency for Bypass {
 
 impl Emergency for Ejection {
     const LEVEL: Level = Level::Ejection;
+
+    fn with_terms(name: &str, terms: Terms) -> Self {
+        Self::new(name, EjectionSpec { terms })
+    }
 
     fn terms(&self) -> &Terms {
         &self.spec.terms
