@@ -1,0 +1,194 @@
+//! The wiring, and nothing else.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Condition;
+use bulkhead_runtime::{drain, http_server};
+use bulkhead_workload::{Renewal, RenewalRequests, credentials};
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+use crate::config::{Config, Source};
+use crate::hub::Hub;
+use crate::index;
+use crate::metrics::Metrics;
+use crate::object::Reading;
+use crate::server::{self, Server};
+use crate::service::Discovery;
+use crate::source::cluster::{self, Cluster};
+use crate::source::directory::Directory;
+
+/// What control is given from outside.
+#[derive(Clone, Default)]
+pub struct Dependencies {
+    pub clock: Clock,
+    pub monitoring: Monitoring,
+    /// The API server, where the settings ask for it.
+    pub kube: Option<kube::Client>,
+}
+
+/// A running control.
+pub struct App {
+    address: SocketAddr,
+    monitoring_address: SocketAddr,
+    monitoring: Monitoring,
+    renewals: RenewalRequests,
+    renewal: AbortHandle,
+    accepting: Condition,
+    trigger: drain::Trigger,
+}
+
+impl App {
+    /// Starts everything. Until its certificate is there and all objects have
+    /// been listed, control is not ready and says what it waits for.
+    pub async fn start(config: Config, given: Dependencies) -> anyhow::Result<Self> {
+        let Dependencies {
+            clock,
+            monitoring,
+            kube,
+        } = given;
+        let id = config.spiffe_id().context("control has no identity")?;
+        let listener = server::bind(config.listen)
+            .with_context(|| format!("binding discovery to {} failed", config.listen))?;
+        let address = listener.local_addr()?;
+        let monitoring_listener = TcpListener::bind(config.monitoring_listen)
+            .await
+            .with_context(|| format!("binding {} failed", config.monitoring_listen))?;
+        let monitoring_address = monitoring_listener.local_addr()?;
+
+        let (trigger, drain) = drain::channel();
+        let metrics = Metrics::register(&monitoring);
+        let accepting = monitoring.readiness.condition("accepting");
+        let shown = monitoring.clone();
+        tokio::spawn(http_server::serve(
+            monitoring_listener,
+            move |request, _| std::future::ready(shown.answer_or_not_found(&request)),
+            drain.clone(),
+        ));
+
+        let (publisher, latest) = credentials::channel();
+        let certificate_metrics = bulkhead_workload::metrics::Metrics::default();
+        monitoring.register(|registry| certificate_metrics.register(registry));
+        let (renewal, renewals) = Renewal::new(
+            bulkhead_workload::Settings {
+                id,
+                trust_domain: config.trust_domain.clone(),
+                ca_address: config.ca_address.clone(),
+                ca_roots_path: config.ca_roots_path.clone(),
+                token_path: config.token_path.clone(),
+                certificate_lifetime: config.certificate_lifetime,
+            },
+            clock.clone(),
+            publisher,
+            certificate_metrics,
+            monitoring.readiness.condition("certificate"),
+        );
+        let renewal = tokio::spawn(renewal.run()).abort_handle();
+
+        let hub = Hub::new(
+            index::Settings {
+                trust_domain: config.trust_domain.clone(),
+                root_namespaces: config.root_namespaces.clone(),
+                default_policy: config.default_policy(),
+            },
+            config.namespace.clone(),
+            metrics.clone(),
+            clock.clone(),
+        );
+        let synced = monitoring.readiness.condition("synced");
+        follow(&config, kube, &hub, &metrics, synced, &drain)?;
+        let server = Server {
+            discovery: Discovery {
+                hub,
+                metrics: metrics.clone(),
+                drain: drain.clone(),
+            },
+            credentials: latest,
+            clock,
+            metrics,
+        };
+        tokio::spawn(server.serve(listener, drain));
+        accepting.set(true);
+        tracing::info!(
+            %address,
+            monitoring = %monitoring_address,
+            trust_domain = %config.trust_domain,
+            source = %config.source,
+            "control serves"
+        );
+        Ok(Self {
+            address,
+            monitoring_address,
+            monitoring,
+            renewals,
+            renewal,
+            accepting,
+            trigger,
+        })
+    }
+
+    /// Where discovery listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics`, `/ready` and `/live` are.
+    pub fn monitoring_address(&self) -> SocketAddr {
+        self.monitoring_address
+    }
+
+    pub fn monitoring(&self) -> &Monitoring {
+        &self.monitoring
+    }
+
+    /// Asks for a new certificate before it is due.
+    pub fn renewals(&self) -> &RenewalRequests {
+        &self.renewals
+    }
+
+    /// Ends all streams, so that proxies go to another replica, within
+    /// `deadline`.
+    pub async fn drain(self, deadline: Duration) -> drain::Outcome {
+        self.accepting.set(false);
+        self.renewal.abort();
+        self.trigger.drain(deadline).await
+    }
+}
+
+/// Starts following the source of objects.
+fn follow(
+    config: &Config,
+    kube: Option<kube::Client>,
+    hub: &Hub,
+    metrics: &Metrics,
+    synced: Condition,
+    drain: &drain::Watch,
+) -> anyhow::Result<()> {
+    let reading = Reading {
+        system_namespace: config.namespace.clone(),
+        inject_by_default: config.inject_by_default,
+    };
+    match &config.source {
+        Source::Kubernetes => {
+            let client = kube
+                .context("the settings name the API server, and there is no connection to one")?;
+            cluster::watch(&Cluster {
+                client,
+                hub: hub.clone(),
+                reading,
+                metrics: metrics.clone(),
+                synced,
+                drain: drain.clone(),
+            });
+        }
+        Source::Directory(path) => {
+            let directory = Directory::new(path.clone(), reading, metrics.clone());
+            tokio::spawn(directory.follow(hub.clone(), synced, drain.clone()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! `bulkhead-control`: tells proxies what they need to know; its settings are in
+//! the environment (`BULKHEAD_CONTROL_*`).
+
+use anyhow::Context as _;
+use bulkhead_control::app::{App, Dependencies};
+use bulkhead_control::audit;
+use bulkhead_control::config::{Config, Source};
+use bulkhead_core::sidecar::LogFormat;
+use bulkhead_runtime::log;
+use bulkhead_runtime::shutdown::Signals;
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::from_process_env()?;
+    let format = match config.log_format {
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::Format::Text,
+    };
+    // Audit records are not for the log level to turn off.
+    let filter = format!("{},{}=info", config.log_level, audit::TARGET);
+    log::init(&filter, format)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
+    let kube =
+        if config.source == Source::Kubernetes {
+            let client = kube::Client::try_default().await;
+            Some(client.context(
+                "finding the API server failed: is this a pod, or is there a kubeconfig?",
+            )?)
+        } else {
+            None
+        };
+    let drain_duration = config.drain_duration;
+    let given = Dependencies {
+        kube,
+        ..Dependencies::default()
+    };
+    let app = App::start(config, given).await?;
+    let signal = signals.next().await;
+    tracing::info!(signal, "ending the streams");
+    tokio::select! {
+        outcome = app.drain(drain_duration) => tracing::info!(?outcome, "control ends"),
+        signal = signals.next() => tracing::warn!(signal, "control ends at once"),
+    }
+    Ok(())
+}

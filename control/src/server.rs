@@ -1,0 +1,198 @@
+//! Connections: TCP, mutual TLS, HTTP/2, and a bound on everything that a
+//! stranger can make us hold.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_proto::xds::{AggregatedDiscoveryServiceServer, MAX_REQUEST};
+use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::drain;
+use bulkhead_workload::credentials::Latest;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::codegen::Service as _;
+
+use crate::metrics::Metrics;
+use crate::service::{Caller, Discovery};
+
+/// The most connections held at once; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 20_000;
+/// How long a client may take to agree on TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Streams at once on one connection: a proxy needs one.
+const MAX_STREAMS: u32 = 4;
+/// The headers that gRPC adds.
+const MAX_HEADERS: u32 = 8 * 1024;
+/// How much of an answer waits for a client that does not read.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// A client that does not answer a ping in time is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection may live: at random between half of it and all, so that
+/// proxies that came together do not come back together.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+/// How long a connection may live on after its streams have been ended.
+const GRACE: Duration = Duration::from_secs(5);
+/// After a failed accept, which is nearly always a lack of file descriptors:
+/// trying again at once would take a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How many connections wait in the kernel: all proxies come at once when the
+/// other replica goes.
+const BACKLOG: u32 = 4096;
+
+type Calls = AggregatedDiscoveryServiceServer<Discovery>;
+
+/// Binds the port.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        tokio::net::TcpSocket::new_v4()?
+    } else {
+        tokio::net::TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// What the server is made of.
+pub(crate) struct Server {
+    pub(crate) discovery: Discovery,
+    pub(crate) credentials: Latest,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+}
+
+impl Server {
+    /// Serves until the drain starts.
+    pub(crate) async fn serve(self, listener: TcpListener, mut drain: drain::Watch) {
+        let discovery = self.discovery.clone();
+        let calls = Calls::new(discovery)
+            .max_decoding_message_size(MAX_REQUEST)
+            .max_encoding_message_size(usize::MAX);
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return; // Never closed.
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = drain.started() => return,
+            };
+            match accepted {
+                Ok((stream, client)) => {
+                    let connection = Connection {
+                        client: SocketAddr::new(client.ip().to_canonical(), client.port()),
+                        calls: calls.clone(),
+                        credentials: self.credentials.clone(),
+                        clock: self.clock.clone(),
+                        metrics: self.metrics.clone(),
+                        drain: drain.clone(),
+                        _place: place,
+                    };
+                    tokio::spawn(connection.run(stream));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// One proxy's connection.
+struct Connection {
+    client: SocketAddr,
+    calls: Calls,
+    credentials: Latest,
+    clock: Clock,
+    metrics: Metrics,
+    drain: drain::Watch,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream) {
+        self.metrics.connections.inc();
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream)).await;
+        match handshake {
+            Ok(Some((stream, caller))) => self.serve(stream, caller).await,
+            Ok(None) | Err(_) => {
+                self.metrics.handshake_failures.inc();
+                tracing::debug!(client = %self.client, "a client proved no identity of the mesh");
+            }
+        }
+        self.metrics.connections.dec();
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Caller)> {
+        // A message is one small write; waiting to fill a packet only delays it.
+        let _ = stream.set_nodelay(true);
+        let credentials = self.credentials.get()?;
+        let acceptor = TlsAcceptor::from(credentials.server_config());
+        let stream = acceptor.accept(stream).await.ok()?;
+        let now = self.clock.now();
+        let peer = credentials.peer(stream.get_ref().1, now).ok()?;
+        let age = MAX_AGE.mul_f64(0.5 + bulkhead_runtime::backoff::jitter() / 2.0);
+        let valid_for = peer.not_after().duration_since(now).unwrap_or_default();
+        let caller = Caller {
+            id: peer.id().clone(),
+            address: self.client,
+            until: Instant::now() + age.min(valid_for),
+        };
+        Some((stream, caller))
+    }
+
+    async fn serve(&mut self, stream: TlsStream<TcpStream>, caller: Caller) {
+        let until = caller.until;
+        let calls = &self.calls;
+        let service = service_fn(move |request| answer(calls.clone(), request, caller.clone()));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS)
+            .max_send_buf_size(MAX_SEND_BUFFER)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = self.drain.started() => None,
+            () = tokio::time::sleep_until(until) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                // The streams end by themselves, at the same moment.
+                let rest = tokio::time::timeout(GRACE, connection);
+                rest.await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            // Whatever went wrong on the connection is the client's affair.
+            tracing::debug!(client = %self.client, %error, "a proxy's connection ended with an error");
+        }
+    }
+}
+
+/// One stream.
+async fn answer(
+    mut calls: Calls,
+    mut request: hyper::Request<Incoming>,
+    caller: Caller,
+) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
+    request.extensions_mut().insert(caller);
+    calls.call(request).await
+}
