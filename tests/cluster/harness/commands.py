@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _load(arguments: argparse.Namespace) -> None:
     cluster = Cluster(arguments.name)
-    programs = machine.programs(lifecycle.Settings.of(cluster).kubernetes)
+    programs = lifecycle.programs_of(cluster)
     for archive in arguments.archives:
         lifecycle.say(images.load(cluster, archive, programs.snapshotter))
 
@@ -152,7 +152,7 @@ def _become(cluster: Cluster, line: list[str]) -> None:
 
 
 def _environment(cluster: Cluster) -> dict[str, str]:
-    programs = machine.programs(lifecycle.Settings.of(cluster).kubernetes)
+    programs = lifecycle.programs_of(cluster)
     path = f"{programs.kubernetes}:{programs.helm.parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "KUBECONFIG": str(cluster.kubeconfig), "BULKHEAD_CLUSTER": str(cluster.directory)}
 
@@ -169,7 +169,7 @@ def _status(arguments: argparse.Namespace) -> None:
     for directory in directories:
         cluster = Cluster(directory.name)
         state = "up" if cgroups.processes(cluster.namespace, "programs") else "stopped; `down` removes what is left"
-        version = lifecycle.Settings.of(cluster).kubernetes
+        version = lifecycle.programs_of(cluster).version
         print(f"{cluster.name}  {state}  Kubernetes {version}  node {NODE_ADDRESS} in network namespace {cluster.namespace}  {directory}")
     if not directories:
         print("no cluster is up; `scripts/cluster up` starts one")
@@ -177,7 +177,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _node(arguments: argparse.Namespace) -> None:
     cluster = Cluster(arguments.name)
-    node.start(cluster, machine.programs(lifecycle.Settings.of(cluster).kubernetes))
+    node.start(cluster, lifecycle.programs_of(cluster))
 
 
 def _watch(arguments: argparse.Namespace) -> None:

@@ -77,9 +77,9 @@ class Cluster:
         return self.directory / "kubeconfig"
 
     @property
-    def settings(self) -> Path:
-        """What `up` was asked for, for those commands that come later."""
-        return self.directory / "settings.json"
+    def programs(self) -> Path:
+        """Which programs it runs, for the commands that come after `up`."""
+        return self.directory / "programs.json"
 
     def own(self, path: str) -> Path:
         """What the node sees at /run, /var/lib or /var/log, as this side sees it."""

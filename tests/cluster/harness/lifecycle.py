@@ -7,7 +7,6 @@ namespace, its cgroup. What came up half goes down like any other.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import select
 import shutil
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
 
@@ -31,12 +30,13 @@ class Settings:
     kubernetes: str = machine.VERSIONS[0]
     sync_frequency: str | None = None
 
-    @classmethod
-    def of(cls, cluster: Cluster) -> Settings:
-        try:
-            return cls(**json.loads(cluster.settings.read_text()))
-        except FileNotFoundError:
-            raise Failure(f"there is no cluster `{cluster.name}`; `scripts/cluster up` starts one") from None
+
+def programs_of(cluster: Cluster) -> machine.Programs:
+    """What a cluster that was started runs."""
+    try:
+        return machine.Programs.read(cluster.programs)
+    except FileNotFoundError:
+        raise Failure(f"there is no cluster `{cluster.name}`; `scripts/cluster up` starts one") from None
 
 
 def say(text: str) -> None:
@@ -60,7 +60,7 @@ def up(cluster: Cluster, settings: Settings, while_process: int | None) -> None:
         except BaseException:
             _clear(cluster)
             raise
-    say(f"`{cluster.name}` is ready: Kubernetes {settings.kubernetes}, after {time.monotonic() - began:.1f} s; {cluster.directory}")
+    say(f"`{cluster.name}` is ready: Kubernetes {programs.version}, after {time.monotonic() - began:.1f} s; {cluster.directory}")
 
 
 def down(cluster: Cluster) -> None:
@@ -72,7 +72,7 @@ def down(cluster: Cluster) -> None:
 def restart_node(cluster: Cluster) -> None:
     """As if the machine lost its power and came back: all is killed at once, what is on disk stays."""
     machine.require_root()
-    Settings.of(cluster)
+    programs_of(cluster)
     began = time.monotonic()
     with _locked(cluster):
         cgroups.kill(cluster.namespace, "programs")
@@ -88,7 +88,7 @@ def restart_node(cluster: Cluster) -> None:
 def _prepare(cluster: Cluster, settings: Settings, programs: machine.Programs) -> None:
     cluster.directory.mkdir(mode=0o700, parents=True)
     cluster.logs.mkdir()
-    cluster.settings.write_text(json.dumps(asdict(settings)))
+    programs.write(cluster.programs)
     credentials.write(cluster)
     configuration.write(cluster, programs, settings.sync_frequency)
     cgroups.create(cluster.namespace)

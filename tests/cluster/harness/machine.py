@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .failure import Failure
@@ -23,12 +24,22 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 class Programs:
     """Everything that a cluster runs."""
 
+    version: str  # Kubernetes' own
     kubernetes: Path  # a directory
     helm: Path
     coredns: Path
     pause: Path
     cni_plugins: Path  # a directory
     snapshotter: str
+
+    def write(self, file: Path) -> None:
+        """Kept, so that what runs stays what it was while the project's files change."""
+        file.write_text(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def read(cls, file: Path) -> Programs:
+        kept = json.loads(file.read_text())
+        return cls(**{name: value if name in ("version", "snapshotter") else Path(value) for name, value in kept.items()})
 
     def path(self, program: str) -> str:
         if program in KUBERNETES:
@@ -72,8 +83,11 @@ def programs(version: str) -> Programs:
     if version not in VERSIONS:
         raise Failure(f"there is no Kubernetes {version} here; the versions are {', '.join(VERSIONS)}")
     _tool("cluster-packages")
+    kubernetes = Path(_tool("kubernetes", *([] if version == NEWEST else [version])))
+    spoken = subprocess.run([kubernetes / "kubelet", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
     return Programs(
-        kubernetes=Path(_tool("kubernetes", *([] if version == NEWEST else [version]))),
+        version=spoken.split()[-1],
+        kubernetes=kubernetes,
         helm=Path(_tool("helm")),
         coredns=Path(_tool("coredns")),
         pause=Path(_tool("pause")),
