@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::identity::IdentityError;
+use bulkhead_core::policy::InboundPolicy;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain::{self, Outcome};
@@ -19,9 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
+use crate::bypass::{self, Switch};
 use crate::credentials::{self, Latest};
+use crate::discovery::{self, Directory, Subscribers};
 use crate::metrics::Metrics;
-use crate::status::{Admin, Status};
+use crate::status::{Admin, NOT_DRAINING, Status};
 use crate::worker::{self, Work};
 use sockets::Sockets;
 
@@ -88,13 +91,30 @@ impl Proxy {
             certificate_metrics,
             monitoring.readiness.condition("certificate"),
         );
-        let path = DataPath::start(&config, &sockets, &latest, &metrics, &dependencies.clock)
+        let switch = Switch::new(dependencies.clock.clone(), metrics.process.clone());
+        let (policy, policy_watch) = watch::channel(Arc::new(config.inbound_policy()));
+        let subscribers = Subscribers {
+            policy,
+            switch: switch.clone(),
+            has_policy: monitoring.readiness.condition("control's word on policy"),
+        };
+        let process_metrics = metrics.process.clone();
+        let (directory, control) =
+            discovery::Client::new(&config, latest.clone(), process_metrics, subscribers);
+        let known = Known {
+            latest: latest.clone(),
+            policy: policy_watch,
+            bypass: switch.state(),
+            directory,
+        };
+        let path = DataPath::start(&config, &sockets, &known, &metrics, &dependencies.clock)
             .map_err(StartError::Worker)?;
 
         let (drain_sender, drain_requests) = mpsc::channel(1);
         let status = Arc::new(Status {
             config: Arc::clone(&config),
             monitoring: monitoring.clone(),
+            bypass: switch.state(),
         });
         let admin = Arc::new(Admin {
             config: Arc::clone(&config),
@@ -104,11 +124,14 @@ impl Proxy {
             open_outbound: path.open_outbound.clone(),
             drain: drain_sender,
             level: dependencies.log_level,
+            switch: switch.clone(),
         });
         // The small servers go on answering while the data path drains.
         let (servers, watch) = drain::channel();
-        let tasks = [
+        let bypass_file = (config.bypass_path.clone(), config.pod_name.clone());
+        let mut tasks = vec![
             tokio::spawn(renewal.run()),
+            tokio::spawn(switch.run(bypass_file.0, bypass_file.1)),
             tokio::spawn(http_server::serve(
                 sockets.status,
                 move |request, _| Arc::clone(&status).answer(request),
@@ -120,6 +143,7 @@ impl Proxy {
                 watch,
             )),
         ];
+        tasks.extend(control.map(|control| tokio::spawn(control.run())));
         Ok(Self {
             addresses,
             latest,
@@ -145,9 +169,17 @@ impl Proxy {
     /// the application is alive and may need others.
     pub async fn drain(self) -> Outcome {
         // Whoever sends work here is to send it elsewhere.
-        self.monitoring.readiness.condition("not draining");
+        self.monitoring.readiness.condition(NOT_DRAINING);
         self.path.drain(self.drain_duration).await
     }
+}
+
+/// What the data path is told while it runs.
+struct Known {
+    latest: Latest,
+    policy: watch::Receiver<Arc<InboundPolicy>>,
+    bypass: bypass::State,
+    directory: Directory,
 }
 
 /// The workers, and the means to end them.
@@ -165,7 +197,7 @@ impl DataPath {
     fn start(
         config: &Arc<SidecarConfig>,
         sockets: &Sockets,
-        latest: &Latest,
+        known: &Known,
         metrics: &Metrics,
         clock: &Clock,
     ) -> io::Result<Self> {
@@ -178,9 +210,12 @@ impl DataPath {
             let (inbound_sockets, outbound_sockets) = sockets.share()?;
             let work = Work {
                 config: Arc::clone(config),
-                latest: latest.clone(),
+                latest: known.latest.clone(),
                 metrics: metrics.clone(),
                 clock: clock.clone(),
+                policy: known.policy.clone(),
+                bypass: known.bypass.clone(),
+                directory: known.directory.clone(),
                 inbound_sockets,
                 outbound_sockets,
                 inbound_drain: inbound_watch.clone(),
@@ -234,6 +269,7 @@ impl Drop for Tasks {
 pub struct Addresses {
     pub inbound: Vec<SocketAddr>,
     pub outbound: Vec<SocketAddr>,
+    pub redirected: Vec<SocketAddr>,
     pub status: SocketAddr,
     pub admin: SocketAddr,
 }
@@ -248,9 +284,14 @@ impl Addresses {
             .outbound
             .iter()
             .map(|listener| listener.socket.local_addr());
+        let redirected = sockets
+            .redirected
+            .iter()
+            .map(|listener| listener.socket.local_addr());
         Ok(Self {
             inbound: inbound.collect::<io::Result<_>>()?,
             outbound: outbound.collect::<io::Result<_>>()?,
+            redirected: redirected.collect::<io::Result<_>>()?,
             status: sockets.status.local_addr()?,
             admin: sockets.admin.local_addr()?,
         })

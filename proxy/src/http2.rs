@@ -1,14 +1,17 @@
-//! HTTP/2, gRPC included: each stream forwarded as it is, trailers too, over a
-//! connection to the server that belongs to the client's connection.
+//! HTTP/2, gRPC included: each stream forwarded as it is, trailers too, over
+//! connections to servers that belong to the client's connection: one to each
+//! place that its streams go to.
 
 mod observed;
 mod server_io;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bulkhead_core::protocol::Protocol;
 use bulkhead_core::reason::Reason;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -24,7 +27,7 @@ use tokio::time::timeout;
 use crate::failure::{Failure, REASON_HEADER, explanation, http_status};
 use crate::http1::{MAX_HEAD, Session};
 use crate::metrics::{GrpcStatus, HttpMetrics};
-use crate::upstream::{Connect, Refused};
+use crate::upstream::{Connect, InFlight, Place, Refused, Stream, Upstream};
 use observed::Observed;
 use server_io::{Break, ServerIo};
 
@@ -43,18 +46,79 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Body = Either<Observed, Full<Bytes>>;
 
+/// Where the streams of a client connection may go.
+pub(crate) trait Places {
+    type Io: AsyncRead + AsyncWrite + Unpin + 'static;
+    /// One of several places.
+    type Place: Clone + PartialEq;
+
+    /// Where the next stream goes: to none of the places that were tried.
+    fn choose(&self, tried: &[Self::Place]) -> Result<Self::Place, Failure>;
+
+    async fn connect(&self, place: &Self::Place) -> Result<Self::Io, Failure>;
+
+    /// Whether anything new may go to a place that was chosen before.
+    fn is_current(&self, place: &Self::Place) -> bool;
+
+    /// Counts a stream for as long as it takes, where anybody looks at that.
+    fn hold(&self, place: &Self::Place) -> Option<InFlight>;
+}
+
+/// There is only one place.
+impl<C: Connect> Places for C {
+    type Io = C::Io;
+    type Place = ();
+
+    fn choose(&self, _tried: &[()]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn connect(&self, (): &()) -> Result<C::Io, Failure> {
+        C::connect(self).await
+    }
+
+    fn is_current(&self, (): &()) -> bool {
+        true
+    }
+
+    fn hold(&self, (): &()) -> Option<InFlight> {
+        None
+    }
+}
+
+impl Places for Rc<Upstream> {
+    type Io = Stream;
+    type Place = Place;
+
+    fn choose(&self, tried: &[Place]) -> Result<Place, Failure> {
+        Upstream::choose(self, tried)
+    }
+
+    async fn connect(&self, place: &Place) -> Result<Stream, Failure> {
+        self.connect_to(place, Protocol::Http2).await
+    }
+
+    fn is_current(&self, place: &Place) -> bool {
+        Upstream::is_current(self, place)
+    }
+
+    fn hold(&self, place: &Place) -> Option<InFlight> {
+        Some(Upstream::hold(self, place))
+    }
+}
+
 /// Serves one client connection to its end.
 ///
 /// # Errors
 /// The connection broke, or the client broke the protocol.
-pub(crate) async fn serve<D, C>(client: D, connector: C, session: &mut Session) -> io::Result<()>
+pub(crate) async fn serve<D, P>(client: D, places: P, session: &mut Session) -> io::Result<()>
 where
     D: AsyncRead + AsyncWrite + Unpin + 'static,
-    C: Connect + 'static,
+    P: Places + 'static,
 {
     let forward = Rc::new(Forward {
-        connector,
-        server: tokio::sync::Mutex::new(None),
+        places,
+        servers: RefCell::default(),
         metrics: Rc::clone(&session.metrics),
         policy: session.policy.clone(),
     });
@@ -92,14 +156,17 @@ where
     timeout(REFUSAL_TIMEOUT, served).await.unwrap_or(Ok(()))
 }
 
-/// The streams of one client connection on their way to the server.
-struct Forward<C: Connect> {
-    connector: C,
-    /// The connection to the server, made when the first stream needs it.
-    server: tokio::sync::Mutex<Option<Server>>,
+/// The streams of one client connection on their way to servers.
+struct Forward<P: Places> {
+    places: P,
+    servers: RefCell<Vec<(P::Place, Slot)>>,
     metrics: Rc<HttpMetrics>,
     policy: Option<String>,
 }
+
+/// The connection to one place, made when the first stream needs it. Whoever
+/// makes it holds the lock, so that others wait for it and make none.
+type Slot = Rc<tokio::sync::Mutex<Option<Server>>>;
 
 /// A connection to the server.
 #[derive(Clone)]
@@ -119,7 +186,7 @@ impl Server {
     }
 }
 
-impl<C: Connect> Forward<C> {
+impl<P: Places> Forward<P> {
     async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
         let seen = self.metrics.begin_http2(&request);
@@ -130,9 +197,9 @@ impl<C: Connect> Forward<C> {
             Err(Failure::new(Reason::RequestMalformed, detail))
         };
         match sent {
-            Ok(response) => {
+            Ok((response, held)) => {
                 let metrics = Rc::clone(&self.metrics);
-                Observed::new(response, metrics, seen, started).map(Either::Left)
+                Observed::new(response, metrics, seen, started, held).map(Either::Left)
             }
             Err(failure) => self.refuse(seen.is_grpc(), &failure),
         }
@@ -140,30 +207,55 @@ impl<C: Connect> Forward<C> {
 
     /// Sends a request; once more, on another connection, where the server went
     /// away before the request left.
-    async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
-        let mut server = self.server().await?;
+    async fn send(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Response<Incoming>, Option<InFlight>), Failure> {
+        let (mut server, held) = self.server().await?;
         let unsent = match server.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
+            Ok(response) => return Ok((response, held)),
             Err(mut error) => match error.take_message() {
                 Some(unsent) if server.broke.failure().is_none() => unsent,
                 _ => return Err(server.failure(error.error())),
             },
         };
-        let mut server = self.server().await?;
+        drop(held);
+        let (mut server, held) = self.server().await?;
         let sent = server.sender.send_request(unsent).await;
-        sent.map_err(|error| server.failure(&error))
+        let response = sent.map_err(|error| server.failure(&error))?;
+        Ok((response, held))
+    }
+
+    /// A connection to the place whose turn it is, or to another one where that
+    /// does not answer.
+    async fn server(&self) -> Result<(Server, Option<InFlight>), Failure> {
+        let mut tried = Vec::new();
+        let mut place = self.places.choose(&tried)?;
+        loop {
+            let held = self.places.hold(&place);
+            let failure = match self.server_at(&place).await {
+                Ok(server) => return Ok((server, held)),
+                Err(failure) => failure,
+            };
+            tried.push(place);
+            place = match self.places.choose(&tried) {
+                Ok(next) if !tried.contains(&next) => next,
+                _ => return Err(failure),
+            };
+        }
     }
 
     /// A connection that takes another stream: the one that there is, or a new
     /// one where the server has closed it or is about to.
-    async fn server(&self) -> Result<Server, Failure> {
-        let mut kept = self.server.lock().await;
+    async fn server_at(&self, place: &P::Place) -> Result<Server, Failure> {
+        let slot = self.slot(place);
+        let mut kept = slot.lock().await;
         if let Some(server) = &mut *kept
             && server.sender.ready().await.is_ok()
         {
             return Ok(server.clone());
         }
-        let (io, broke) = ServerIo::new(self.connector.connect().await?);
+        let (io, broke) = ServerIo::new(self.places.connect(place).await?);
         let handshake = hyper::client::conn::http2::Builder::new(OnThisThread)
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD as u32)
@@ -179,6 +271,19 @@ impl<C: Connect> Forward<C> {
         let server = Server { sender, broke };
         *kept = Some(server.clone());
         Ok(server)
+    }
+
+    /// The slot of a place. Those of places that have left are given up, and
+    /// their connections end with their last streams.
+    fn slot(&self, place: &P::Place) -> Slot {
+        let mut servers = self.servers.borrow_mut();
+        if let Some((_, slot)) = servers.iter().find(|(known, _)| known == place) {
+            return Rc::clone(slot);
+        }
+        servers.retain(|(known, _)| self.places.is_current(known));
+        let slot = Slot::default();
+        servers.push((place.clone(), Rc::clone(&slot)));
+        slot
     }
 
     /// Answers in the way that the client's protocol has for it: gRPC clients
@@ -291,8 +396,8 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let forward = Forward {
-            connector: Refused(failure()),
-            server: tokio::sync::Mutex::new(None),
+            places: Refused(failure()),
+            servers: RefCell::default(),
             metrics: of_a_stranger(&metrics),
             policy: None,
         };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::alpn;
+use bulkhead_core::discovery::BypassPhase;
 use bulkhead_core::policy::{
     self, Connection, FirstBytes, InboundPolicy, MtlsMode, Permit, Screening,
 };
@@ -25,11 +26,13 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::buffer::Buffered;
+use crate::bypass;
 use crate::copy::copy_both_ways;
 use crate::credentials::Latest;
 use crate::detect::{Sniff, first_bytes};
@@ -37,6 +40,7 @@ use crate::failure::Failure;
 use crate::http1::{self, Session};
 use crate::http2;
 use crate::metrics::{Direction, Metrics, PeerLabels};
+use crate::open_connections::{Guard, OpenConnections};
 use crate::socket::{self, OverTcp};
 use crate::upstream::{App, Connect as _, OneToOne};
 
@@ -50,7 +54,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a worker's inbound connections share.
 pub(crate) struct Inbound {
     pub(crate) config: Arc<SidecarConfig>,
-    pub(crate) policy: InboundPolicy,
+    /// The latest that control said, or what the settings say.
+    pub(crate) policy: watch::Receiver<Arc<InboundPolicy>>,
+    pub(crate) bypass: bypass::State,
+    pub(crate) open: OpenConnections,
     pub(crate) latest: Latest,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -85,7 +92,7 @@ impl Inbound {
                     detail = failure.detail,
                     source = %route.source,
                     port = route.target.port(),
-                    policy = self.policy.name,
+                    policy = self.policy().name,
                     "refused a connection: {}",
                     failure.reason.cause()
                 );
@@ -100,7 +107,7 @@ impl Inbound {
         drain: drain::Watch,
     ) -> Result<(), Ended> {
         let port = route.target.port();
-        let mode = self.policy.mode(port);
+        let mode = self.policy().mode(port);
         let mut client = Buffered::new(stream);
         let mut first = self.look(&mut client, mode, port).await?;
         if first == Sniff::More && mode != MtlsMode::Strict {
@@ -108,7 +115,7 @@ impl Inbound {
             match outwait(&mut client, &mut app).await {
                 Some(known) => first = known,
                 None => {
-                    let permit = decide(&self.policy, port, None)?;
+                    let permit = self.decide(port, None)?;
                     self.metrics.plaintext(route.source.ip());
                     let labels = self.metrics.inbound(None);
                     return self.carry(client, app, &labels, drain, permit).await;
@@ -119,10 +126,10 @@ impl Inbound {
         match screened {
             Ok(Screening::TerminateTls) => self.mutual_tls(client, route, drain).await,
             Ok(Screening::Forward) => {
-                let permit = decide(&self.policy, port, None)?;
+                let permit = self.decide(port, None)?;
                 self.metrics.plaintext(route.source.ip());
                 let inside = match first {
-                    _ if self.is_opaque(port) => Protocol::Opaque,
+                    _ if self.is_opaque(port) || self.bypass.forwards() => Protocol::Opaque,
                     Sniff::Http1 => Protocol::Http1,
                     Sniff::Http2 => Protocol::Http2,
                     Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
@@ -131,6 +138,39 @@ impl Inbound {
                     .await
             }
             Err(reason) => self.refuse(client, first, reason, drain).await,
+        }
+    }
+
+    /// The policy in force at this moment.
+    fn policy(&self) -> Arc<InboundPolicy> {
+        match self.bypass.policy() {
+            Some(policy) => Arc::new(policy),
+            None => Arc::clone(&self.policy.borrow()),
+        }
+    }
+
+    /// Decides by the policy in force, and has the connection decided on again
+    /// whenever that changes.
+    fn decide(&self, port: u16, peer: Option<&PeerId>) -> Result<Permitted, Failure> {
+        let policy = self.policy();
+        let peer = peer.map(PeerId::id);
+        let permit = policy::decide(&policy, Connection { port, peer })
+            .map_err(|reason| Failure::new(reason, format!("the rule: {}", policy.name)))?;
+        Ok(Permitted {
+            _permit: permit,
+            guard: self.open.add(port, peer.cloned()),
+        })
+    }
+
+    /// Ends what a new policy no longer permits, for ever.
+    pub(crate) async fn follow_policy(self: Rc<Self>) {
+        let mut changes = self.policy.clone();
+        while changes.changed().await.is_ok() {
+            // While the proxy stands aside, policy is off.
+            if self.bypass.phase() == BypassPhase::Off {
+                let policy = Arc::clone(&changes.borrow_and_update());
+                self.open.reconsider(&policy);
+            }
         }
     }
 
@@ -181,7 +221,7 @@ impl Inbound {
         let peer = credentials
             .peer(stream.get_ref().1, self.clock.now())
             .map_err(|error| Failure::new(Reason::TlsHandshakeFailed, error))?;
-        let permit = decide(&self.policy, route.target.port(), Some(&peer))?;
+        let permit = self.decide(route.target.port(), Some(&peer))?;
         let mut client = Buffered::new(stream);
         let inside = self.inside(&mut client, route.target.port()).await?;
         self.forward(client, inside, Some(&peer), route, drain, permit)
@@ -216,7 +256,7 @@ impl Inbound {
         peer: Option<&PeerId>,
         route: Route,
         drain: drain::Watch,
-        permit: Permit,
+        permit: Permitted,
     ) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin + 'static,
@@ -227,13 +267,14 @@ impl Inbound {
             Protocol::Http1 => {
                 let mut session = self.session(labels, drain);
                 let mut app = OneToOne::new(app);
-                let served = http1::serve(&mut client, &mut app, &mut session).await;
+                let served = http1::serve(&mut client, &mut app, &mut session);
+                let served = permit.hold(served).await;
                 // Else a response that is cut off could look like a whole one.
-                Ok(served.inspect_err(|_| socket::reset_on_close(&client))?)
+                served.inspect_err(|_| socket::reset_on_close(&client))
             }
             Protocol::Http2 | Protocol::Grpc => {
                 let mut session = self.session(labels, drain);
-                Ok(http2::serve(client, app, &mut session).await?)
+                permit.hold(http2::serve(client, app, &mut session)).await
             }
             Protocol::Opaque | Protocol::Auto => {
                 let app = connect(route, &client).await?;
@@ -249,19 +290,20 @@ impl Inbound {
         mut app: Buffered<TcpStream>,
         labels: &PeerLabels,
         drain: drain::Watch,
-        _permit: Permit,
+        permit: Permitted,
     ) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin,
     {
         let metrics = self.metrics.tcp(labels);
-        let copied = copy_both_ways(&mut client, &mut app, &metrics.meter).await;
+        let copied = copy_both_ways(&mut client, &mut app, &metrics.meter);
+        let copied = permit.hold(copied).await;
         drop(drain);
-        Ok(copied.inspect_err(|_| {
+        copied.inspect_err(|_| {
             // What broke on one side must not look whole on the other.
             socket::reset_on_close(&client);
             socket::reset_on_close(&app);
-        })?)
+        })
     }
 
     /// Says no in the client's own protocol, where it has one to say it in.
@@ -295,7 +337,7 @@ impl Inbound {
         Session {
             metrics: Rc::new(self.metrics.http(Direction::Inbound, labels)),
             drain,
-            policy: Some(self.policy.name.clone()),
+            policy: Some(self.policy().name.clone()),
         }
     }
 }
@@ -329,10 +371,24 @@ fn beginning(first: Sniff) -> FirstBytes {
     }
 }
 
-fn decide(policy: &InboundPolicy, port: u16, peer: Option<&PeerId>) -> Result<Permit, Failure> {
-    let peer = peer.map(PeerId::id);
-    policy::decide(policy, Connection { port, peer })
-        .map_err(|reason| Failure::new(reason, format!("the rule: {}", policy.name)))
+/// The right to go on with one connection, for as long as policy has it so.
+struct Permitted {
+    _permit: Permit,
+    guard: Guard,
+}
+
+impl Permitted {
+    /// Does the connection's work, to its end or until it is no longer permitted.
+    async fn hold(&self, work: impl Future<Output = io::Result<()>>) -> Result<(), Ended> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done?),
+            reason = self.guard.revoked() => {
+                let detail = "a new policy no longer permits this connection";
+                Err(Failure::new(reason, detail).into())
+            }
+        }
+    }
 }
 
 /// How a connection ended before its time.

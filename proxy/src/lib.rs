@@ -6,17 +6,21 @@
 //!  client ──▶ │ detect ─▶ inbound ─▶ Permit ─┬─ http1 ─┐                         │
 //!             │                              ├─ http2 ─┼─▶ upstream (App)  ──────┼─▶ application
 //!             │                              └─ copy ──┘                         │
-//!  app ─────▶ │ detect ─▶ outbound ──────────┬─ http1 ─┐                         │
-//!             │                              ├─ http2 ─┼─▶ upstream (Mesh) ──────┼─▶ peer's proxy
-//!             │                              └─ copy ──┘                         │
-//!             └───────────────▲──────────────────────────────────────────────────┘
-//!                             │ credentials (published, never locked)
-//!             renewal: key ─▶ CSR ─▶ CA ─▶ verified ─▶ published ─▶ wait
+//!  app ─────▶ │ outbound ─▶ detect ──────────┬─ http1 ─┐                         │
+//!             │     │                        ├─ http2 ─┼─▶ upstream (Peer) ──────┼─▶ peer's proxy,
+//!             │     ▼                        └─ copy ──┘                         │   or whatever is there
+//!             └── directory ───▲──────▲──────────▲───────────────────────────────┘
+//!                     ▲        │      │ policy   │ credentials (published, never locked)
+//!  control ─▶ discovery ───────┼──────┘      identity: key ─▶ CSR ─▶ CA ─▶ verified ─▶ published
+//!                     └▶ bypass ◀─ file, admin
 //! ```
 //!
 //! In reading order:
 //! - [`app`]: wiring; [`config`]: settings; `worker`: threads and accepting.
-//! - `inbound`, `outbound`: one connection, top to bottom.
+//! - `inbound`, `outbound`: one connection, top to bottom; `open_connections`:
+//!   ending those that a new policy does not permit.
+//! - `discovery`: what control says of destinations and of this pod.
+//! - `bypass`: standing aside, by whose word and until when.
 //! - [`detect`]: what a connection is, by its first bytes.
 //! - [`http1`], `http2`, `copy`: forwarding.
 //! - `upstream`: connections to the application and to peers.
@@ -27,14 +31,17 @@
 
 pub mod app;
 mod buffer;
+mod bypass;
 pub mod config;
 mod copy;
 pub mod detect;
+mod discovery;
 mod failure;
 pub mod http1;
 mod http2;
 mod inbound;
 mod metrics;
+mod open_connections;
 mod outbound;
 mod probe;
 mod socket;

@@ -4,6 +4,8 @@
 //! path, a host or anything else that a stranger chooses. The labels of a
 //! connection are resolved once; a request only adds to what was found.
 
+mod process;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -24,6 +26,7 @@ use prometheus_client::registry::Registry;
 use crate::copy::Meter;
 use crate::failure::Failure;
 use crate::http1::head::RequestHead;
+pub(crate) use process::ProcessMetrics;
 
 /// Istio's buckets, in milliseconds.
 const DURATION_BUCKETS: [f64; 19] = [
@@ -121,6 +124,18 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     plaintext: Family<SourceLabel, Counter>,
     plaintext_sources: Arc<Mutex<BTreeSet<IpAddr>>>,
+    pub(crate) process: ProcessMetrics,
+}
+
+/// What is known of the server of an outbound connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Server<'a> {
+    pub(crate) service: &'a str,
+    /// Where nobody said, that of the identity.
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) workload: &'a str,
+    /// Present where mutual TLS proves it.
+    pub(crate) identity: Option<&'a SpiffeId>,
 }
 
 /// Who the proxy stands for.
@@ -150,6 +165,7 @@ impl Metrics {
             refusals: Family::default(),
             plaintext: Family::default(),
             plaintext_sources: Arc::default(),
+            process: ProcessMetrics::default(),
         }
     }
 
@@ -194,6 +210,7 @@ impl Metrics {
             "Plaintext connections accepted, by client address",
             &self.plaintext,
         );
+        self.process.register(registry);
     }
 
     /// The labels of connections from a client, whose identity mutual TLS proved
@@ -213,19 +230,20 @@ impl Metrics {
         }
     }
 
-    /// The labels of connections to an upstream over mesh mTLS.
-    pub(crate) fn outbound(&self, upstream: &str, peer: &SpiffeId) -> PeerLabels {
-        let (principal, namespace) = name(Some(peer));
+    /// The labels of connections to a server.
+    pub(crate) fn outbound(&self, server: &Server<'_>) -> PeerLabels {
+        let (principal, namespace) = name(server.identity);
+        let namespace = server.namespace.map_or(namespace, str::to_owned);
         PeerLabels {
             reporter: "source",
             source_workload: self.own.workload.clone(),
             source_workload_namespace: self.own.namespace.clone(),
             source_principal: self.own.principal.clone(),
-            destination_workload: UNKNOWN.to_owned(),
+            destination_workload: known(server.workload),
             destination_workload_namespace: namespace,
             destination_principal: principal,
-            destination_service: upstream.to_owned(),
-            connection_security_policy: security(true),
+            destination_service: server.service.to_owned(),
+            connection_security_policy: security(server.identity.is_some()),
         }
     }
 

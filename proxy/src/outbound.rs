@@ -1,135 +1,257 @@
-//! One outbound connection: from the application on loopback to an upstream's
-//! proxy, over mesh mTLS.
+//! One outbound connection: from the application to wherever it is going.
+//!
+//! ```text
+//!  destination ─▶ Directory ─▶ Upstream ─┬─ unknown, or standing aside: as it is
+//!                                        ├─ HTTP: an endpoint for each request
+//!                                        └─ bytes: an endpoint for the connection
+//! ```
+
+mod destinations;
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_core::protocol::Protocol;
 use bulkhead_core::reason::Reason;
-use bulkhead_core::sidecar::OutboundListener;
-use bulkhead_runtime::clock::Clock;
+use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
+use tokio::time::timeout;
 
 use crate::buffer::Buffered;
 use crate::copy::copy_both_ways;
-use crate::credentials::Latest;
 use crate::detect::{Sniff, first_bytes};
 use crate::failure::Failure;
 use crate::http1::{self, Session};
 use crate::http2;
 use crate::inbound::DETECTION_TIMEOUT;
-use crate::metrics::{Direction, Metrics};
-use crate::socket::{self, OverTcp};
-use crate::upstream::{Connect as _, Mesh, MeshStream, Pool};
+use crate::metrics::{Direction, Metrics, Server};
+use crate::socket;
+use crate::upstream::{Requests, Stream, Upstream};
 
-/// What a worker's connections to one upstream share.
+pub(crate) use destinations::Destinations;
+
+/// What connections that nobody knows more about count under, which is what
+/// Istio's dashboards know them by.
+const PASSTHROUGH: &str = "PassthroughCluster";
+/// How soon a server must have spoken first to be known for it. One that gives
+/// up on a silent client speaks later.
+const SERVER_FIRST: Duration = Duration::from_secs(1);
+
+/// What a worker's outbound connections share.
 pub(crate) struct Outbound {
-    upstream: Arc<OutboundListener>,
-    metrics: Metrics,
-    http1: Pool,
-    http2: Rc<Mesh>,
-    opaque: Rc<Mesh>,
+    pub(crate) config: Arc<SidecarConfig>,
+    pub(crate) metrics: Metrics,
+    pub(crate) destinations: Destinations,
+    /// The ports on which the proxy itself takes redirected connections.
+    pub(crate) own_ports: Vec<u16>,
+}
+
+/// Where a listener's connections go.
+#[derive(Clone)]
+pub(crate) enum Towards {
+    Upstream(Rc<Upstream>),
+    /// The one address that the listener stands for, or wherever each was going
+    /// before it was redirected.
+    Anywhere(Option<SocketAddr>),
 }
 
 impl Outbound {
-    pub(crate) fn new(
-        upstream: OutboundListener,
-        latest: &Latest,
-        clock: &Clock,
-        metrics: Metrics,
-    ) -> Self {
-        let upstream = Arc::new(upstream);
-        let mesh = |inside| {
-            let upstream = Arc::clone(&upstream);
-            Mesh::new(upstream, inside, latest.clone(), clock.clone())
+    /// Serves one connection to its end. Whatever goes wrong is counted and
+    /// logged here, because nobody waits for it.
+    pub(crate) async fn serve(
+        self: Rc<Self>,
+        stream: TcpStream,
+        towards: Towards,
+        drain: drain::Watch,
+    ) {
+        let (upstream, port) = match towards {
+            Towards::Upstream(upstream) => (upstream, None),
+            Towards::Anywhere(destination) => match self.destination(&stream, destination) {
+                Ok(address) => (self.destinations.get(address).await, Some(address.port())),
+                Err(failure) => {
+                    self.report(&failure, "the proxy itself");
+                    socket::reset_on_close(&stream);
+                    return;
+                }
+            },
         };
-        Self {
-            http1: Pool::new(mesh(Protocol::Http1)),
-            http2: Rc::new(mesh(Protocol::Http2)),
-            opaque: Rc::new(mesh(Protocol::Opaque)),
-            upstream,
-            metrics,
+        let client = Buffered::new(stream);
+        if let Err(error) = self.connection(client, &upstream, port, drain).await {
+            let service = &upstream.targets().service;
+            tracing::debug!(%error, service, "an outbound connection broke");
         }
     }
 
-    /// Serves one connection to its end.
-    pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream, drain: drain::Watch) {
-        if let Err(error) = self.connection(stream, drain).await {
-            tracing::debug!(%error, upstream = self.upstream.name, "an outbound connection broke");
+    /// Where a connection was going; never to this proxy, which would send it to
+    /// itself for ever.
+    fn destination(
+        &self,
+        stream: &TcpStream,
+        destination: Option<SocketAddr>,
+    ) -> Result<SocketAddr, Failure> {
+        let failure = |detail: &dyn std::fmt::Display| {
+            Failure::new(
+                Reason::DestinationIsSelf,
+                format!("the destination: {detail}"),
+            )
+        };
+        let address = match destination {
+            Some(address) => address,
+            None => socket::original_destination(stream).map_err(|error| failure(&error))?,
+        };
+        let ip = address.ip().to_canonical();
+        let is_here = ip.is_loopback() || self.config.pod_ips.contains(&ip);
+        if is_here && self.own_ports.contains(&address.port()) {
+            return Err(failure(&address));
         }
+        Ok(SocketAddr::new(ip, address.port()))
     }
 
-    async fn connection(&self, stream: TcpStream, drain: drain::Watch) -> io::Result<()> {
-        let mut client = Buffered::new(stream);
-        let inside = match self.upstream.protocol {
-            Protocol::Opaque => Sniff::Opaque,
-            _ => first_bytes(&mut client, DETECTION_TIMEOUT).await?,
+    async fn connection(
+        &self,
+        mut client: Buffered<TcpStream>,
+        upstream: &Rc<Upstream>,
+        port: Option<u16>,
+        drain: drain::Watch,
+    ) -> io::Result<()> {
+        let targets = upstream.targets();
+        let is_opaque = match targets.protocol {
+            _ if upstream.is_passthrough() => true,
+            Protocol::Opaque => true,
+            Protocol::Auto => {
+                upstream.speaks_first.get()
+                    || port.is_some_and(|port| self.config.opaque_ports.contains(port))
+            }
+            Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => false,
         };
-        let labels = self
-            .metrics
-            .outbound(&self.upstream.name, &self.upstream.identity);
-        let mut session = Session {
-            metrics: Rc::new(self.metrics.http(Direction::Outbound, labels.clone())),
-            drain,
-            policy: None,
+        let inside = if is_opaque {
+            Sniff::Opaque
+        } else {
+            first_bytes(&mut client, DETECTION_TIMEOUT).await?
         };
         match inside {
             Sniff::Http1 => {
-                let mut pool = self.http1.clone();
-                let served = http1::serve(&mut client, &mut pool, &mut session).await;
+                let mut requests = Requests::new(Rc::clone(upstream));
+                let mut session = self.session(upstream, drain);
+                let served = http1::serve(&mut client, &mut requests, &mut session).await;
                 // Else a response that is cut off could look like a whole one.
                 served.inspect_err(|_| socket::reset_on_close(&client))
             }
-            Sniff::Http2 => http2::serve(client, Rc::clone(&self.http2), &mut session).await,
+            Sniff::Http2 => {
+                let mut session = self.session(upstream, drain);
+                http2::serve(client, Rc::clone(upstream), &mut session).await
+            }
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
-                let metrics = self.metrics.tcp(&labels);
-                match self.opaque.connect().await {
-                    Ok(server) => {
-                        let mut server = Buffered::new(server);
-                        let copied = copy_both_ways(&mut client, &mut server, &metrics.meter).await;
-                        copied.inspect_err(|error| self.break_off(&client, &mut server, error))
-                    }
-                    Err(failure) => {
-                        self.report(&failure);
-                        socket::reset_on_close(&client);
-                        Ok(())
-                    }
-                }
+                let is_silent = inside == Sniff::More;
+                let carried = self.carry(&mut client, upstream, is_silent).await;
+                carried.inspect_err(|_| socket::reset_on_close(&client))
             }
         }
+    }
+
+    /// What the requests of one connection share.
+    fn session(&self, upstream: &Upstream, drain: drain::Watch) -> Session {
+        let targets = upstream.targets();
+        let labels = self.metrics.outbound(&Server {
+            service: &targets.service,
+            namespace: targets.namespace.as_deref(),
+            workload: &upstream.workload(),
+            identity: upstream.identity().as_ref(),
+        });
+        Session {
+            metrics: Rc::new(self.metrics.http(Direction::Outbound, labels)),
+            drain,
+            policy: None,
+        }
+    }
+
+    /// Carries bytes that nobody looks at, to one endpoint.
+    async fn carry(
+        &self,
+        client: &mut Buffered<TcpStream>,
+        upstream: &Upstream,
+        is_silent: bool,
+    ) -> io::Result<()> {
+        let passthrough = upstream.is_passthrough();
+        let targets = upstream.targets();
+        let connected = async {
+            let place = upstream.choose(&[])?;
+            upstream.connect(place, Protocol::Opaque).await
+        };
+        let (place, stream) = match connected.await {
+            Ok(connected) => connected,
+            Err(failure) => {
+                self.report(&failure, &targets.service);
+                socket::reset_on_close(client);
+                return Ok(());
+            }
+        };
+        let labels = if passthrough {
+            self.metrics.process.passthrough();
+            self.metrics.outbound(&Server {
+                service: PASSTHROUGH,
+                ..Server::default()
+            })
+        } else {
+            self.metrics.outbound(&Server {
+                service: &targets.service,
+                namespace: targets.namespace.as_deref(),
+                workload: &upstream.workload(),
+                identity: place.identity(),
+            })
+        };
+        let metrics = self.metrics.tcp(&labels);
+        let mut server = Buffered::new(stream);
+        if is_silent && server_is_first(client, &mut server).await {
+            upstream.speaks_first.set(true);
+        }
+        let copied = copy_both_ways(client, &mut server, &metrics.meter).await;
+        copied.inspect_err(|error| self.break_off(&targets.service, &mut server, error))
     }
 
     /// Makes a connection that broke on one side break on the other too. A server
     /// that refused the client said so in an alert, which may still be unread.
-    fn break_off(
-        &self,
-        client: &impl OverTcp,
-        server: &mut Buffered<MeshStream>,
-        error: &io::Error,
-    ) {
+    fn break_off(&self, service: &str, server: &mut Buffered<Stream>, error: &io::Error) {
         let unread = unconstrained(server.fill()).now_or_never();
         let unread = unread.and_then(Result::err);
         let failures = [Some(error), unread.as_ref()].into_iter().flatten();
         let mut failures = failures.map(Failure::of_upstream);
         if let Some(refused) = failures.find(|it| it.reason == Reason::TlsHandshakeFailed) {
-            self.report(&refused);
+            self.report(&refused, service);
         }
-        socket::reset_on_close(client);
         socket::reset_on_close(server);
     }
 
-    fn report(&self, failure: &Failure) {
+    fn report(&self, failure: &Failure, service: &str) {
         self.metrics.refused(Direction::Outbound, failure.reason);
         tracing::info!(
             reason = failure.reason.code(),
             detail = failure.detail,
-            upstream = self.upstream.name,
+            upstream = service,
             "refused a connection: {}",
             failure.reason.cause()
         );
     }
+}
+
+/// Whether the server is the first to speak. Nothing is taken: whatever either
+/// says is in its buffer.
+async fn server_is_first(
+    client: &mut Buffered<impl tokio::io::AsyncRead + Unpin>,
+    server: &mut Buffered<Stream>,
+) -> bool {
+    let first = async {
+        tokio::select! {
+            biased;
+            _ = client.fill() => false,
+            count = server.fill() => count.is_ok_and(|count| count > 0),
+        }
+    };
+    timeout(SERVER_FIRST, first).await.unwrap_or(false)
 }

@@ -79,7 +79,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     }
 }
 
-fn has_no_ipv6(error: &io::Error) -> bool {
+pub(crate) fn has_no_ipv6(error: &io::Error) -> bool {
     // EAFNOSUPPORT, or EADDRNOTAVAIL where IPv6 is there but switched off.
     matches!(error.raw_os_error(), Some(97 | 99))
 }

@@ -4,29 +4,37 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bulkhead_core::bypass::{BypassOrder, MAX_ORDER};
+use bulkhead_core::discovery::BypassPhase;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::http_server::{Method, Request, Response, StatusCode, json, text};
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
+use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::RenewalRequests;
+use crate::bypass::{self, Source, Switch};
 use crate::credentials::Latest;
 use crate::probe;
 
 /// The longest log filter that is taken from a query.
 const MAX_FILTER: usize = 256;
 
+/// The condition of readiness that no longer holds once a drain has begun.
+pub(crate) const NOT_DRAINING: &str = "not draining";
+
 /// `/metrics`, `/ready`, `/live`, and the application's probes.
 pub(crate) struct Status {
     pub(crate) config: Arc<SidecarConfig>,
     pub(crate) monitoring: Monitoring,
+    pub(crate) bypass: bypass::State,
 }
 
 impl Status {
     pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Response {
-        if let Some(response) = self.monitoring.answer(&request) {
+        if let Some(response) = answer(&request, &self.monitoring, &self.bypass) {
             return response;
         }
         match self.config.probes.get(request.uri().path()) {
@@ -48,12 +56,15 @@ pub(crate) struct Admin {
     pub(crate) open_outbound: watch::Receiver<usize>,
     pub(crate) drain: mpsc::Sender<()>,
     pub(crate) level: Option<log::Level>,
+    pub(crate) switch: Switch,
 }
 
 const ADMIN_HELP: &str = "\
 GET  /config_dump            what the proxy was told
 GET  /certs                  the certificate in use
 GET  /connections            how many outbound connections are open
+GET  /bypass                 whether the proxy stands aside, and by whose word
+POST /bypass                 stand aside, or no more: {\"phase\":\"off|accept|forward\",\"reason\",\"by\",\"until\"}
 POST /renew                  get a new certificate now
 POST /logging?level=FILTER   change the log level, such as info or warn,bulkhead_proxy=debug
 POST /drain                  stop as SIGTERM does
@@ -68,13 +79,15 @@ impl Admin {
                 "use localhost or a loopback address, and no browser's page\n",
             );
         }
-        if let Some(response) = self.monitoring.answer(&request) {
+        if let Some(response) = answer(&request, &self.monitoring, &self.switch.state()) {
             return response;
         }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/config_dump") => reply(&self.config_dump()),
             (&Method::GET, "/certs") => reply(&self.certificates()),
             (&Method::GET, "/connections") => reply(&self.connections()),
+            (&Method::GET, "/bypass") => reply(&self.switch.state().in_force().to_json()),
+            (&Method::POST, "/bypass") => self.ask_to_bypass(request).await,
             (&Method::POST, "/renew") => {
                 self.renewals.renew();
                 text(StatusCode::ACCEPTED, "renewing\n")
@@ -85,7 +98,7 @@ impl Admin {
                 let _ = self.drain.try_send(());
                 text(StatusCode::ACCEPTED, "draining\n")
             }
-            (_, "/renew" | "/logging" | "/drain") => text(
+            (_, "/bypass" | "/renew" | "/logging" | "/drain") => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "this changes something: use POST\n",
             ),
@@ -95,11 +108,34 @@ impl Admin {
 
     /// The settings as the variables that say them; none of them is a secret.
     fn config_dump(&self) -> Value {
-        let env = self.config.to_env();
-        env.into_iter()
-            .map(|(name, value)| (name.to_owned(), Value::String(value)))
+        let env = self.config.to_env().into_iter();
+        let settings = env.map(|(name, value)| (name.to_owned(), Value::String(value)));
+        let bypass = self.switch.state().in_force().to_json();
+        let bypass = std::iter::once(("bypass".to_owned(), bypass));
+        settings
+            .chain(bypass)
             .collect::<serde_json::Map<_, _>>()
             .into()
+    }
+
+    /// Does what an order says, and answers with what is in force then.
+    async fn ask_to_bypass(&self, request: Request) -> Response {
+        let body = Limited::new(request.into_body(), MAX_ORDER).collect().await;
+        let order = match body {
+            Ok(body) => BypassOrder::from_json(&body.to_bytes()),
+            Err(error) => {
+                let problem = format!("reading the order failed: {error}\n");
+                return text(StatusCode::BAD_REQUEST, problem);
+            }
+        };
+        match order {
+            Ok(order) => {
+                let asked = order.for_pod(&self.config.pod_name);
+                self.switch.ask(Source::Admin, asked);
+                reply(&self.switch.state().in_force().to_json())
+            }
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
     }
 
     fn certificates(&self) -> Value {
@@ -139,6 +175,20 @@ impl Admin {
             },
         }
     }
+}
+
+/// What the process's monitoring answers, but for readiness while the proxy
+/// stands aside: then whatever is missing is not needed, and a pod that waited
+/// for it would be down for want of it.
+fn answer(request: &Request, monitoring: &Monitoring, bypass: &bypass::State) -> Option<Response> {
+    let is_needed = |missing: &&str| *missing == NOT_DRAINING;
+    if request.uri().path() == "/ready"
+        && bypass.phase() > BypassPhase::Off
+        && !monitoring.readiness.missing().iter().any(is_needed)
+    {
+        return Some(text(StatusCode::OK, "ready, by bypass\n"));
+    }
+    monitoring.answer(request)
 }
 
 fn seconds(time: std::time::SystemTime) -> u64 {

@@ -1,11 +1,15 @@
-//! Connections to servers: the application behind an inbound port, or an
-//! upstream's proxy over mesh mTLS.
+//! Connections to servers: the application behind an inbound port, or the
+//! endpoints of an outbound destination.
+//!
+//! - `app`: the application, always one.
+//! - `balancer`: which endpoint of a destination; `peer`: one of them; `stream`:
+//!   a connection to it; `tls`: the settings for that.
 
 mod app;
-mod mesh;
-mod pool;
-
-use std::rc::Rc;
+mod balancer;
+mod peer;
+mod stream;
+mod tls;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -14,22 +18,16 @@ use crate::failure::Failure;
 use crate::http1::{Lease, Upstreams};
 
 pub(crate) use app::App;
-pub(crate) use mesh::{Mesh, MeshStream};
-pub(crate) use pool::Pool;
+pub(crate) use balancer::{Place, Requests, Upstream, Worker};
+pub(crate) use peer::InFlight;
+pub(crate) use stream::Stream;
+pub(crate) use tls::TlsSettings;
 
 /// Makes connections to one destination.
 pub(crate) trait Connect {
     type Io: AsyncRead + AsyncWrite + Unpin + 'static;
 
     async fn connect(&self) -> Result<Self::Io, Failure>;
-}
-
-impl<C: Connect> Connect for Rc<C> {
-    type Io = C::Io;
-
-    async fn connect(&self) -> Result<Self::Io, Failure> {
-        C::connect(self).await
-    }
 }
 
 /// A destination to which nothing is ever sent: whoever asks is told why.
@@ -66,7 +64,7 @@ impl<C: Connect> Upstreams for OneToOne<C> {
     async fn take(&mut self, fresh: bool) -> Result<Lease<C::Io>, Failure> {
         if let Some(mut connection) = self.kept.take()
             && !fresh
-            && pool::is_quiet(&mut connection)
+            && peer::is_quiet(&mut connection)
         {
             return Ok(Lease {
                 connection,

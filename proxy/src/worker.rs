@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bulkhead_core::policy::InboundPolicy;
 use bulkhead_core::reason::Reason;
-use bulkhead_core::sidecar::{OutboundListener, SidecarConfig};
+use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use futures::FutureExt as _;
@@ -21,15 +22,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local, unconstrained};
 
+use crate::bypass;
 use crate::credentials::Latest;
+use crate::discovery::{Directory, Targets};
 use crate::inbound::{Inbound, Route};
 use crate::metrics::{Direction, Metrics};
-use crate::outbound::Outbound;
+use crate::open_connections::OpenConnections;
+use crate::outbound::{Destinations, Outbound, Towards};
 use crate::socket;
+use crate::upstream::{self, TlsSettings, Upstream};
 
 /// How long to wait after a failed accept, which is nearly always a lack of file
 /// descriptors: trying again at once would take the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a worker looks for what is idle.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// What one worker serves. The listening sockets are shared with the other
 /// workers; whatever else it needs on a request's way, it makes for itself.
@@ -38,6 +46,9 @@ pub(crate) struct Work {
     pub(crate) latest: Latest,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
+    pub(crate) policy: watch::Receiver<Arc<InboundPolicy>>,
+    pub(crate) bypass: bypass::State,
+    pub(crate) directory: Directory,
     pub(crate) inbound_sockets: Vec<InboundSocket>,
     pub(crate) outbound_sockets: Vec<OutboundSocket>,
     pub(crate) inbound_drain: drain::Watch,
@@ -55,10 +66,19 @@ pub(crate) struct InboundSocket {
     pub(crate) forward: Option<SocketAddr>,
 }
 
-/// A socket that takes the application's connections to one upstream.
+/// A socket that takes the application's connections.
 pub(crate) struct OutboundSocket {
     pub(crate) socket: std::net::TcpListener,
-    pub(crate) upstream: OutboundListener,
+    pub(crate) destination: Destination,
+}
+
+/// Where the connections of a socket go.
+#[derive(Clone)]
+pub(crate) enum Destination {
+    /// To an upstream that stands in the settings.
+    Upstream(Arc<Targets>),
+    /// To one address, or wherever redirection says.
+    Anywhere(Option<SocketAddr>),
 }
 
 /// Starts a worker.
@@ -87,13 +107,17 @@ fn run(work: Work) -> io::Result<()> {
 }
 
 async fn serve(work: Work) {
+    let own_ports = own_ports(&work);
     let inbound = Rc::new(Inbound {
-        policy: work.config.inbound_policy(),
-        config: work.config,
+        policy: work.policy,
+        bypass: work.bypass.clone(),
+        open: OpenConnections::default(),
+        config: Arc::clone(&work.config),
         latest: work.latest.clone(),
         metrics: work.metrics.clone(),
         clock: work.clock.clone(),
     });
+    spawn_local(Rc::clone(&inbound).follow_policy());
     for InboundSocket { socket, forward } in work.inbound_sockets {
         let inbound = Rc::clone(&inbound);
         let drain = work.inbound_drain.clone();
@@ -103,20 +127,68 @@ async fn serve(work: Work) {
             }
         }));
     }
-    for OutboundSocket { socket, upstream } in work.outbound_sockets {
-        let outbound = Outbound::new(upstream, &work.latest, &work.clock, work.metrics.clone());
-        let outbound = Rc::new(outbound);
+    let shared = Rc::new(upstream::Worker {
+        latest: work.latest,
+        clock: work.clock,
+        bypass: work.bypass,
+        tls: TlsSettings::default(),
+        own: work.config.pod_ips.clone(),
+    });
+    let outbound = Rc::new(Outbound {
+        config: work.config,
+        metrics: work.metrics,
+        destinations: Destinations::new(Rc::clone(&shared), work.directory),
+        own_ports,
+    });
+    for OutboundSocket {
+        socket,
+        destination,
+    } in work.outbound_sockets
+    {
+        let outbound = Rc::clone(&outbound);
+        let towards = match destination {
+            Destination::Anywhere(address) => Towards::Anywhere(address),
+            Destination::Upstream(targets) => {
+                let (_, targets) = watch::channel(Some(targets));
+                let upstream = Upstream::new(Rc::clone(&shared), None, targets);
+                Towards::Upstream(Rc::new(upstream))
+            }
+        };
         let open = work.open_outbound.clone();
         let drain = work.outbound_drain.clone();
         spawn_local(accept(socket, drain, move |stream, _, drain| {
             let outbound = Rc::clone(&outbound);
+            let towards = towards.clone();
             let open = Open::new(&open);
             spawn_local(async move {
-                outbound.serve(stream, drain).await;
+                outbound.serve(stream, towards, drain).await;
                 drop(open);
             });
         }));
     }
+    spawn_local(async move {
+        loop {
+            tokio::time::sleep(TIDY_EVERY).await;
+            outbound.destinations.tidy();
+        }
+    });
+}
+
+/// The ports that take connections to anywhere: what is sent to one of them goes
+/// round in circles.
+fn own_ports(work: &Work) -> Vec<u16> {
+    let inbound = work.inbound_sockets.iter();
+    let inbound = inbound
+        .filter(|listener| listener.forward.is_none())
+        .map(|listener| &listener.socket);
+    let outbound = work.outbound_sockets.iter();
+    let outbound = outbound
+        .filter(|listener| matches!(listener.destination, Destination::Anywhere(_)))
+        .map(|listener| &listener.socket);
+    let addresses = inbound
+        .chain(outbound)
+        .map(std::net::TcpListener::local_addr);
+    addresses.flatten().map(|address| address.port()).collect()
 }
 
 /// Accepts until the drain starts, and then what is waiting already: closing the

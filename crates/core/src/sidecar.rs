@@ -378,7 +378,7 @@ impl SidecarConfig {
         }
         each! {
             POD_NAME: pod_name by String::clone;
-            POD_IPS: pod_ips by write_list;
+            POD_IPS: pod_ips by |value: &[IpAddr]| write_list(value);
             WORKLOAD: workload by String::clone;
             CA_ADDRESS: ca_address by String::clone;
             CA_ROOTS_PATH: ca_roots_path by String::clone;
@@ -505,7 +505,7 @@ fn read_ports(text: &str) -> Result<PortSet, crate::port_set::PortSetError> {
 }
 
 /// `10.0.0.1,2001:db8::1`, as the kubelet writes it.
-fn write_list<T: std::fmt::Display>(list: &Vec<T>) -> String {
+fn write_list<T: std::fmt::Display>(list: &[T]) -> String {
     let items: Vec<_> = list.iter().map(T::to_string).collect();
     items.join(",")
 }

@@ -2,16 +2,19 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 
-use bulkhead_core::sidecar::{OutboundListener, SidecarConfig};
+use bulkhead_core::sidecar::SidecarConfig;
 
 use super::StartError;
+use crate::discovery::Targets;
 use crate::socket;
-use crate::worker::{InboundSocket, OutboundSocket};
+use crate::worker::{Destination, InboundSocket, OutboundSocket};
 
 pub(super) struct Sockets {
     pub(super) inbound: Vec<InboundSocket>,
     pub(super) outbound: Vec<OutboundSocket>,
+    pub(super) redirected: Vec<OutboundSocket>,
     pub(super) status: tokio::net::TcpListener,
     pub(super) admin: tokio::net::TcpListener,
 }
@@ -27,12 +30,26 @@ impl Sockets {
         let outbound = config.outbound.iter().map(|upstream| {
             Ok(OutboundSocket {
                 socket: listen("outbound connections", upstream.listen)?,
-                upstream: OutboundListener::clone(upstream),
+                destination: Destination::Upstream(Arc::new(Targets::of_settings(upstream))),
             })
         });
+        let mut redirected = Vec::new();
+        for listener in &config.redirected_outbound {
+            let socket = match socket::listen(listener.listen) {
+                Ok(socket) => socket,
+                // A pod without IPv6 has no connections of that kind either.
+                Err(error) if listener.listen.is_ipv6() && socket::has_no_ipv6(&error) => continue,
+                Err(error) => return Err(failed("redirected connections", listener.listen, error)),
+            };
+            redirected.push(OutboundSocket {
+                socket,
+                destination: Destination::Anywhere(listener.destination),
+            });
+        }
         Ok(Self {
             inbound: inbound.collect::<Result<_, StartError>>()?,
             outbound: outbound.collect::<Result<_, StartError>>()?,
+            redirected,
             status: listen_async("metrics and readiness", config.status_address)?,
             admin: listen_async("admin requests", config.admin_address)?,
         })
@@ -46,10 +63,11 @@ impl Sockets {
                 forward: listener.forward,
             })
         });
-        let outbound = self.outbound.iter().map(|listener| {
+        let outbound = self.outbound.iter().chain(&self.redirected);
+        let outbound = outbound.map(|listener| {
             Ok(OutboundSocket {
                 socket: listener.socket.try_clone()?,
-                upstream: listener.upstream.clone(),
+                destination: listener.destination.clone(),
             })
         });
         let inbound: io::Result<_> = inbound.collect();
@@ -59,20 +77,21 @@ impl Sockets {
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    socket::listen(address).map_err(|error| StartError::Listen {
+    socket::listen(address).map_err(|error| failed(what, address, error))
+}
+
+fn failed(what: &'static str, address: SocketAddr, error: io::Error) -> StartError {
+    StartError::Listen {
         what,
         address,
         error,
-    })
+    }
 }
 
 fn listen_async(
     what: &'static str,
     address: SocketAddr,
 ) -> Result<tokio::net::TcpListener, StartError> {
-    tokio::net::TcpListener::from_std(listen(what, address)?).map_err(|error| StartError::Listen {
-        what,
-        address,
-        error,
-    })
+    tokio::net::TcpListener::from_std(listen(what, address)?)
+        .map_err(|error| failed(what, address, error))
 }

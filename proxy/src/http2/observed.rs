@@ -11,6 +11,7 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::metrics::{CutBy, GrpcStatus, HttpMetrics, HttpRequest};
+use crate::upstream::InFlight;
 
 pub(super) struct Observed {
     body: Incoming,
@@ -20,6 +21,8 @@ pub(super) struct Observed {
     status: u16,
     grpc_status: GrpcStatus,
     reported: bool,
+    /// Counts the stream until its end.
+    _in_flight: Option<InFlight>,
 }
 
 impl Observed {
@@ -28,6 +31,7 @@ impl Observed {
         metrics: Rc<HttpMetrics>,
         request: HttpRequest,
         started: Instant,
+        in_flight: Option<InFlight>,
     ) -> http::Response<Self> {
         let status = response.status().as_u16();
         // A response that is only trailers has the status among its headers.
@@ -40,6 +44,7 @@ impl Observed {
             status,
             grpc_status,
             reported: false,
+            _in_flight: in_flight,
         })
     }
 
