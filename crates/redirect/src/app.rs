@@ -65,8 +65,13 @@ fn set(netfilter: &Netfilter, wanted: &Ruleset) -> Result<bool, Error> {
     }
 }
 
-/// Takes every rule of ours away, whether or not there are any.
-pub fn remove() -> Result<(), Error> {
+/// Takes every rule of ours away, and says whether there were any. Connections
+/// that are open stay as they are, those through the proxy included.
+pub fn remove() -> Result<bool, Error> {
     capability::raise_net_admin()?;
-    Ok(Netfilter::open()?.remove()?)
+    let netfilter = Netfilter::open()?;
+    if matches!(netfilter.read(), Ok(None)) {
+        return Ok(false);
+    }
+    set(&netfilter, &Table::without_rules().compile())
 }

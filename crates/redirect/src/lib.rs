@@ -14,7 +14,7 @@
 //!   [`bulkhead_core::redirect::RedirectConfig`]'s functions; the kernel must
 //!   come to the same answers.
 //! - [`ruleset`]: the same rules as the small programs that the kernel runs.
-//! - [`netlink`]: reading, replacing and removing them.
+//! - [`netlink`]: reading and replacing them.
 //! - [`capability`]: NET_ADMIN, or why it is not there.
 //! - [`check`]: a connection that must be redirected, and one that must not.
 //! - [`app`]: what `bulkhead-init` does with all this.

@@ -71,8 +71,13 @@ fn print() -> Outcome {
 }
 
 fn remove() -> Outcome {
-    app::remove().map_err(failure)?;
-    Ok("bulkhead-init: the rules of bulkhead are gone".to_owned())
+    let removed = app::remove().map_err(failure)?;
+    let done = if removed {
+        "the rules are gone; connections that are open stay as they are"
+    } else {
+        "there were no rules"
+    };
+    Ok(format!("bulkhead-init: {done}"))
 }
 
 fn usage(error: impl std::fmt::Display) -> (u8, String) {

@@ -1,4 +1,4 @@
-//! The table in the kernel: read, replaced and removed over netlink (RFC 3549),
+//! The table in the kernel: read and replaced over netlink (RFC 3549),
 //! in the language of `linux/netfilter/nf_tables.h`.
 //!
 //! - `batch` writes a transaction, `expression` the steps of its rules.
@@ -22,12 +22,11 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-use attribute::{Attributes, Malformed, Writer, malformed};
+pub use attribute::Malformed;
+use attribute::{Attributes, Writer};
 use batch::Batch;
-use constant::{
-    NFTA_RULE_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_TABLE,
-    NFTA_TABLE_NAME, flag, message,
-};
+use constant::{NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_NAME, flag, message};
+use dump::Dump;
 pub use error::Error;
 use reply::{Answer, Reply};
 
@@ -44,6 +43,18 @@ const NOT_FOUND: i32 = 2;
 /// The rules of the network namespace that it was opened in.
 pub struct Netfilter {
     socket: Socket,
+}
+
+/// The table that messages of a dump describe, as the kernel sends them.
+pub fn decode(messages: &[u8]) -> Result<Ruleset, Malformed> {
+    let mut dump = Dump::default();
+    for reply in reply::split(messages) {
+        let reply = reply?;
+        if let Answer::Message(body) = reply.read()? {
+            dump.add(reply.kind, body)?;
+        }
+    }
+    dump.finish()
 }
 
 impl Netfilter {
@@ -80,11 +91,6 @@ impl Netfilter {
         self.commit(&Batch::replace(ruleset))
     }
 
-    /// Takes the table away, whether or not it is there.
-    pub fn remove(&self) -> Result<(), Error> {
-        self.commit(&Batch::remove())
-    }
-
     fn commit(&self, batch: &Batch) -> Result<(), Error> {
         self.send(&batch.bytes)?;
         // The frame of the transaction has no answer of its own.
@@ -112,47 +118,27 @@ impl Netfilter {
 
     fn read_once(&self) -> Result<Option<Ruleset>, Error> {
         let table = |to: &mut Writer<'_>| to.put_text(NFTA_TABLE_NAME, NAME);
-        match self.ask(message::GETTABLE, flag::ACK, table, |_| Ok(())) {
+        match self.ask(message::GETTABLE, flag::ACK, table, |_, _| Ok(())) {
             Err(Error::Refused { errno, .. }) if errno == NOT_FOUND => return Ok(None),
             result => result?,
         }
-        let mut ruleset = Ruleset::default();
-        self.ask(
-            message::GETCHAIN,
-            flag::DUMP,
-            |_| {},
-            |body| {
-                ruleset.chains.extend(dump::chain(body)?);
-                Ok(())
-            },
-        )?;
-        let of_table = |to: &mut Writer<'_>| to.put_text(NFTA_SET_TABLE, NAME);
-        self.ask(message::GETSET, flag::DUMP, of_table, |body| {
-            ruleset.sets.extend(dump::set(body)?);
-            Ok(())
-        })?;
-        for (name, set) in &mut ruleset.sets {
-            let mut bounds = dump::Bounds::default();
+        let mut dump = Dump::default();
+        let of_table = |to: &mut Writer<'_>| to.put_text(NFTA_TABLE_NAME, NAME);
+        for kind in [message::GETCHAIN, message::GETSET, message::GETRULE] {
+            self.ask(kind, flag::DUMP, of_table, |kind, body| {
+                dump.add(kind, body)
+            })?;
+        }
+        for name in dump.sets() {
             let of_set = |to: &mut Writer<'_>| {
                 to.put_text(NFTA_SET_ELEM_LIST_TABLE, NAME);
-                to.put_text(NFTA_SET_ELEM_LIST_SET, name);
+                to.put_text(NFTA_SET_ELEM_LIST_SET, &name);
             };
-            self.ask(message::GETSETELEM, flag::DUMP, of_set, |body| {
-                dump::elements(set.kind, body, &mut bounds)
+            self.ask(message::GETSETELEM, flag::DUMP, of_set, |kind, body| {
+                dump.add(kind, body)
             })?;
-            set.ranges = dump::ranges(set.kind, &bounds)?;
         }
-        let of_table = |to: &mut Writer<'_>| to.put_text(NFTA_RULE_TABLE, NAME);
-        self.ask(message::GETRULE, flag::DUMP, of_table, |body| {
-            let Some((chain, rule)) = dump::rule(body)? else {
-                return Ok(());
-            };
-            let chain = ruleset.chains.get_mut(&chain);
-            let chain = chain.ok_or_else(|| malformed("a rule is in a chain that is not there"))?;
-            chain.rules.push(rule);
-            Ok(())
-        })?;
-        Ok(Some(ruleset))
+        Ok(Some(dump.finish()?))
     }
 
     /// Asks for something, and reads every message of the answer.
@@ -161,7 +147,7 @@ impl Netfilter {
         kind: u16,
         flags: u16,
         fill: impl FnOnce(&mut Writer<'_>),
-        mut read: impl FnMut(Attributes<'_>) -> Result<(), Malformed>,
+        mut read: impl FnMut(u16, Attributes<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Error> {
         self.send(&batch::request(kind, flags, fill))?;
         while let Some(received) = self.receive()? {
@@ -172,7 +158,7 @@ impl Netfilter {
                     return Err(Error::Interrupted);
                 }
                 match reply.read()? {
-                    Answer::Message(body) => read(body)?,
+                    Answer::Message(body) => read(reply.kind, body)?,
                     Answer::Refused(refusal) => return Err(Error::refused(&refusal, None)),
                     Answer::Accepted | Answer::Done => return Ok(()),
                 }
@@ -206,3 +192,6 @@ impl Netfilter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

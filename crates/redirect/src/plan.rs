@@ -28,6 +28,7 @@ use std::net::IpAddr;
 
 use bulkhead_core::cidr::Cidr;
 use bulkhead_core::port_set::PortSet;
+use bulkhead_core::ports;
 use bulkhead_core::redirect::{RedirectConfig, Selection};
 
 use crate::table::{Action, Chain, Family, Hook, Kind, Match, Membership, Rule, Set, Side, Table};
@@ -56,6 +57,27 @@ impl Table {
         Self {
             sets,
             chains: vec![inbound, prerouting, output],
+        }
+    }
+
+    /// New connections are left alone, and those that were redirected and are
+    /// still open go on: for which the kernel must stay in the packets' way, and
+    /// must go on to track connections. It does so where there are chains, and a
+    /// rule that redirects, if only in a chain that nobody goes to.
+    pub fn without_rules() -> Self {
+        let chain = |name, hook, rules| Chain { name, hook, rules };
+        let nowhere = Rule {
+            matches: vec![Match::Tcp],
+            action: Action::Redirect(ports::PROXY_INBOUND),
+            comment: "nobody comes here; keeps connections tracked",
+        };
+        Self {
+            sets: Vec::new(),
+            chains: vec![
+                chain("open_connections", None, vec![nowhere]),
+                chain(PREROUTING, Some(Hook::Prerouting), Vec::new()),
+                chain(OUTPUT, Some(Hook::Output), Vec::new()),
+            ],
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bulkhead_core::redirect::RedirectConfig;
 use bulkhead_redirect::table::Table;
 
-use crate::pod::{APPLICATION, Answer, FAR_V4, POD_V4, Pod, Program, ask, container};
+use crate::pod::{APPLICATION, Answer, FAR_V4, OUTSIDE_V4, POD_V4, Pod, Program, ask, container};
 
 #[test]
 fn a_second_run_changes_nothing() {
@@ -91,16 +91,25 @@ fn rules_that_somebody_changed_are_put_right() {
 }
 
 #[test]
-fn rules_are_removed_as_if_they_had_never_been() {
+fn removed_rules_redirect_nothing_more_and_leave_open_connections_as_they_are() {
     let pod = Pod::start(&[80]);
+    let remove = || pod.run(container(), Program::WithCapability, &["remove"], &[]);
+    assert!(remove().1.contains("there were no rules"));
+    assert_eq!(pod.rules(), None);
+
     pod.init(&[]);
-    for _ in 0..2 {
-        let (removed, output) = pod.run(container(), Program::WithCapability, &["remove"], &[]);
-        assert!(removed, "{output}");
-        assert_eq!(pod.rules(), None);
+    let (to_pod, far) = (format!("{POD_V4}:80"), format!("{FAR_V4}:80"));
+    let open = [pod.connected(&to_pod), pod.connect(APPLICATION, &far)];
+    for said in ["the rules are gone", "there were no rules"] {
+        let (removed, output) = remove();
+        assert!(removed && output.contains(said), "{output}");
+        assert_eq!(pod.called_from(OUTSIDE_V4, &to_pod).who, "application");
+        assert_eq!(pod.call(APPLICATION, &far).who, "outside");
+        let answers = open.each_ref().map(ask);
+        assert_eq!(answers, [&to_pod, &far].map(|to| Answer::by("proxy", to)));
     }
-    let far = format!("{FAR_V4}:80");
-    assert_eq!(pod.call(APPLICATION, &far), Answer::by("outside", &far));
+    pod.init(&[]);
+    assert_eq!(pod.call(APPLICATION, &far).who, "proxy");
 }
 
 #[test]

@@ -63,13 +63,6 @@ impl Batch {
         batch.end()
     }
 
-    /// Takes the table away, whether or not it is there.
-    pub(super) fn remove() -> Self {
-        let mut batch = Self::begin();
-        batch.remove_table();
-        batch.end()
-    }
-
     fn begin() -> Self {
         let mut batch = Self {
             bytes: Vec::new(),

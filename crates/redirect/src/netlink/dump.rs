@@ -1,33 +1,101 @@
 //! What the kernel says is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::attribute::{Attributes, Malformed, malformed, to_text, to_u32};
 use super::batch::{hook_number, key_type};
 use super::constant::{
     NF_ACCEPT, NFT_SET_ELEM_INTERVAL_END, NFT_SET_INTERVAL, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
-    NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE, NFTA_HOOK_HOOKNUM,
-    NFTA_HOOK_PRIORITY, NFTA_LIST_ELEM, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE,
-    NFTA_RULE_USERDATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS,
-    NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, PRIORITY_DSTNAT,
-    USERDATA_COMMENT,
+    NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+    NFTA_LIST_ELEM, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA,
+    NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_TABLE_NAME, PRIORITY_DSTNAT,
+    USERDATA_COMMENT, message,
 };
 use super::expression;
-use crate::ruleset::{ChainContents, Program, SetContents};
+use crate::ruleset::{ChainContents, Program, Ruleset, SetContents};
 use crate::table::{Hook, Kind, NAME};
 
-/// Reads a chain, without its rules; nothing where it is another table's.
-pub(super) fn chain(body: Attributes<'_>) -> Result<Option<(String, ChainContents)>, Malformed> {
-    if body.text(NFTA_CHAIN_TABLE)? != NAME {
-        return Ok(None);
+/// A table as far as it was read. Chains come before their rules, and sets before
+/// their elements.
+#[derive(Debug, Default)]
+pub(super) struct Dump {
+    ruleset: Ruleset,
+    bounds: BTreeMap<String, Bounds>,
+}
+
+/// Where the ranges of a set start and end, as its elements say it: a value, and
+/// whether it is the first past a range.
+type Bounds = BTreeSet<(u128, Bound)>;
+
+/// An end comes before a start at the same value.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Bound {
+    End,
+    Start,
+}
+
+impl Dump {
+    /// Reads one message of a dump. Those of other tables are passed over.
+    pub(super) fn add(&mut self, kind: u16, body: Attributes<'_>) -> Result<(), Malformed> {
+        // The name of the table is the first attribute of each.
+        if body.text(NFTA_TABLE_NAME)? != NAME {
+            return Ok(());
+        }
+        match kind {
+            message::NEWTABLE => {}
+            message::NEWCHAIN => {
+                let (name, chain) = read_chain(body)?;
+                self.ruleset.chains.insert(name, chain);
+            }
+            message::NEWSET => {
+                let (name, set) = read_set(body)?;
+                self.ruleset.sets.insert(name, set);
+            }
+            message::NEWSETELEM => {
+                let name = body.text(NFTA_SET_ELEM_LIST_SET)?;
+                let set = self.ruleset.sets.get(name);
+                let set =
+                    set.ok_or_else(|| malformed("elements are in a set that is not there"))?;
+                let bounds = self.bounds.entry(name.to_owned()).or_default();
+                read_elements(set.kind, body, bounds)?;
+            }
+            message::NEWRULE => {
+                let chain = body.text(NFTA_RULE_CHAIN)?;
+                let chain = self.ruleset.chains.get_mut(chain);
+                let chain =
+                    chain.ok_or_else(|| malformed("a rule is in a chain that is not there"))?;
+                chain.rules.push(read_rule(body)?);
+            }
+            other => return Err(malformed(format!("there is a message of type {other:#x}"))),
+        }
+        Ok(())
     }
+
+    /// The names of the sets that were read.
+    pub(super) fn sets(&self) -> Vec<String> {
+        self.ruleset.sets.keys().cloned().collect()
+    }
+
+    pub(super) fn finish(mut self) -> Result<Ruleset, Malformed> {
+        for (name, bounds) in &self.bounds {
+            if let Some(set) = self.ruleset.sets.get_mut(name) {
+                set.ranges = ranges(set.kind, bounds)?;
+            }
+        }
+        Ok(self.ruleset)
+    }
+}
+
+/// Reads a chain, without its rules.
+fn read_chain(body: Attributes<'_>) -> Result<(String, ChainContents), Malformed> {
     let name = body.text(NFTA_CHAIN_NAME)?.to_owned();
     let hook = match body.find(NFTA_CHAIN_HOOK)? {
         Some(hook) => Some(read_hook(body, Attributes::new(hook))?),
         None => None,
     };
     let rules = Vec::new();
-    Ok(Some((name, ChainContents { hook, rules })))
+    Ok((name, ChainContents { hook, rules }))
 }
 
 fn read_hook(chain: Attributes<'_>, hook: Attributes<'_>) -> Result<Hook, Malformed> {
@@ -51,11 +119,8 @@ fn read_hook(chain: Attributes<'_>, hook: Attributes<'_>) -> Result<Hook, Malfor
         })
 }
 
-/// Reads a set, without its elements; nothing where it is another table's.
-pub(super) fn set(body: Attributes<'_>) -> Result<Option<(String, SetContents)>, Malformed> {
-    if body.text(NFTA_SET_TABLE)? != NAME {
-        return Ok(None);
-    }
+/// Reads a set, without its elements.
+fn read_set(body: Attributes<'_>) -> Result<(String, SetContents), Malformed> {
     let flags = body.u32(NFTA_SET_FLAGS)?;
     let number = body.u32(NFTA_SET_KEY_TYPE)?;
     let kind = [Kind::Port, Kind::Ipv4, Kind::Ipv6]
@@ -68,26 +133,11 @@ pub(super) fn set(body: Attributes<'_>) -> Result<Option<(String, SetContents)>,
         })?;
     let ranges = Vec::new();
     let name = body.text(NFTA_SET_NAME)?.to_owned();
-    Ok(Some((name, SetContents { kind, ranges })))
-}
-
-/// Where ranges start and end, as elements say it: the value, and whether it is
-/// the first past a range.
-pub(super) type Bounds = BTreeSet<(u128, Bound)>;
-
-/// An end comes before a start at the same value.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Bound {
-    End,
-    Start,
+    Ok((name, SetContents { kind, ranges }))
 }
 
 /// Reads some of a set's elements.
-pub(super) fn elements(
-    kind: Kind,
-    body: Attributes<'_>,
-    bounds: &mut Bounds,
-) -> Result<(), Malformed> {
+fn read_elements(kind: Kind, body: Attributes<'_>, bounds: &mut Bounds) -> Result<(), Malformed> {
     let Some(list) = body.find(NFTA_SET_ELEM_LIST_ELEMENTS)? else {
         return Ok(());
     };
@@ -121,7 +171,7 @@ fn read_value(kind: Kind, value: &[u8]) -> Result<u128, Malformed> {
 }
 
 /// The ranges between the bounds.
-pub(super) fn ranges(kind: Kind, bounds: &Bounds) -> Result<Vec<(u128, u128)>, Malformed> {
+fn ranges(kind: Kind, bounds: &Bounds) -> Result<Vec<(u128, u128)>, Malformed> {
     let mut ranges = Vec::new();
     let mut open = None;
     for (value, bound) in bounds {
@@ -140,11 +190,7 @@ pub(super) fn ranges(kind: Kind, bounds: &Bounds) -> Result<Vec<(u128, u128)>, M
     Ok(ranges)
 }
 
-/// Reads a rule and the name of its chain; nothing where it is another table's.
-pub(super) fn rule(body: Attributes<'_>) -> Result<Option<(String, Program)>, Malformed> {
-    if body.text(NFTA_RULE_TABLE)? != NAME {
-        return Ok(None);
-    }
+fn read_rule(body: Attributes<'_>) -> Result<Program, Malformed> {
     let mut expressions = Vec::new();
     if let Some(list) = body.find(NFTA_RULE_EXPRESSIONS)? {
         for item in Attributes::new(list).iter() {
@@ -156,10 +202,8 @@ pub(super) fn rule(body: Attributes<'_>) -> Result<Option<(String, Program)>, Ma
         Some([USERDATA_COMMENT, _, text @ ..]) => to_text(text)?.to_owned(),
         _ => String::new(),
     };
-    let chain = body.text(NFTA_RULE_CHAIN)?.to_owned();
-    let program = Program {
+    Ok(Program {
         expressions,
         comment,
-    };
-    Ok(Some((chain, program)))
+    })
 }

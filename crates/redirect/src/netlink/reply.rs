@@ -12,7 +12,7 @@ const NFNETLINK_HEADER: usize = 4;
 
 /// One message.
 pub(super) struct Reply<'a> {
-    kind: u16,
+    pub(super) kind: u16,
     pub(super) flags: u16,
     sequence: u32,
     body: &'a [u8],
