@@ -6,6 +6,7 @@ use clap::Subcommand;
 pub mod demo;
 mod explain;
 mod inject;
+mod install;
 mod off;
 mod on;
 mod uninject;
@@ -16,6 +17,7 @@ pub enum Command {
     Demo(demo::Demo),
     Explain(explain::Explain),
     Inject(inject::Inject),
+    Install(install::Install),
     Off(off::Off),
     On(on::On),
     Uninject(uninject::Uninject),
@@ -28,6 +30,7 @@ impl Command {
             Self::Demo(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),
+            Self::Install(command) => command.run(),
             Self::Install(command) => command.run(),
             Self::Off(command) => command.run(),
             Self::On(command) => command.run(),

@@ -53,6 +53,13 @@ impl<'a> Stream<'a> {
             .filter_map(|(_, value)| value.as_ref())
     }
 
+    /// Leaves out the documents that are not wanted, and those that hold only
+    /// comments.
+    pub fn retain(&mut self, mut is_wanted: impl FnMut(&Value) -> bool) {
+        self.documents
+            .retain(|(_, value)| value.as_ref().is_some_and(&mut is_wanted));
+    }
+
     /// The stream with values changed by `edit`, which is also told where each
     /// one is and returns whether it changed it.
     pub fn edited(
