@@ -89,8 +89,9 @@ pub(crate) fn is_proxy(container: &Value) -> bool {
 /// forbids it, and not the proxy's, whose packets are not redirected.
 ///
 /// The kernel hands NET_ADMIN to a program of such a user only where the file
-/// of the program carries it (`setcap cap_net_admin+ep`), so the image must; this
-/// works under no_new_privs, because the capability is in the bounding set.
+/// of the program carries it (`setcap cap_net_admin+p`), so the image must; this
+/// works under no_new_privs, because the runtime's process that starts the program
+/// has the capability itself, and so none is gained.
 const INIT_UID: i64 = 65_532;
 
 /// How long a token is good for. The kubelet replaces it when four fifths have

@@ -265,7 +265,8 @@ pub const TABLE: &[Annotation] = &[
         allowed: PORTS,
         example: "443",
         doc: "Ports to which the application's connections go through the proxy whatever the \
-              address. It matters where bulkhead.io/include-outbound-cidrs is not *.",
+              address. It matters where bulkhead.io/include-outbound-cidrs is not *, and for DNS \
+              (53), which passes the proxy by unless it is listed here.",
         show: |settings| value::show_ports(&settings.redirect.include_outbound_ports),
         set: |settings, text, _| {
             settings.redirect.include_outbound_ports = value::ports(text)?;

@@ -24,6 +24,16 @@ fn a_pod_that_excludes_nothing_has_few_rules() {
 }
 
 #[test]
+fn the_docs_show_the_rules_as_they_are() {
+    let page = include_str!("../../../../docs/redirection.md");
+    let text = text(&RedirectConfig::default());
+    assert!(
+        page.contains(&text),
+        "docs/redirection.md lacks this:\n{text}"
+    );
+}
+
+#[test]
 fn a_list_with_nothing_in_it_selects_nothing() {
     let none = RedirectConfig {
         include_inbound_ports: Selection::Only(PortSet::default()),
