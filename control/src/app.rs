@@ -1,6 +1,8 @@
 //! The wiring, and nothing else.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,17 +12,25 @@ use bulkhead_runtime::readiness::Condition;
 use bulkhead_runtime::{drain, http_server};
 use bulkhead_workload::{Renewal, RenewalRequests, credentials};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::config::{Config, Source};
+use crate::emergency::keeper;
+use crate::emergency::time_limits::TimeLimits;
 use crate::hub::Hub;
 use crate::index;
+use crate::lease::Holder;
 use crate::metrics::Metrics;
-use crate::object::Reading;
+use crate::missing::{self, Missing};
+use crate::object::{Kind, Reading};
 use crate::server::{self, Server};
 use crate::service::Discovery;
 use crate::source::cluster::{self, Cluster};
 use crate::source::directory::Directory;
+
+/// How often the objects that are known are counted for the metrics.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 /// What control is given from outside.
 #[derive(Clone, Default)]
@@ -100,7 +110,9 @@ impl App {
             clock.clone(),
         );
         let synced = monitoring.readiness.condition("synced");
-        follow(&config, kube, &hub, &metrics, synced, &drain)?;
+        follow(&config, kube.clone(), &hub, &metrics, synced, &drain)?;
+        tend(&config, kube, &hub, &metrics, &clock, &drain);
+        tokio::spawn(count(hub.clone(), metrics.clone(), drain.clone()));
         let server = Server {
             discovery: Discovery {
                 hub,
@@ -191,4 +203,59 @@ fn follow(
         }
     }
     Ok(())
+}
+
+/// Starts what looks after the kill switch and after missing sidecars.
+fn tend(
+    config: &Config,
+    kube: Option<kube::Client>,
+    hub: &Hub,
+    metrics: &Metrics,
+    clock: &Clock,
+    drain: &drain::Watch,
+) {
+    let (standing, standings) = watch::channel(Vec::new());
+    tokio::spawn(keeper::advance(hub.clone(), standing, drain.clone()));
+    let no_injection = Arc::new(AtomicBool::new(true));
+    let cluster = kube.map(|client| {
+        let writer = keeper::Writer {
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            instance: config.instance.clone(),
+            hub: hub.clone(),
+        };
+        tokio::spawn(writer.run(standings, drain.clone()));
+        let limits = TimeLimits {
+            client: client.clone(),
+            clock: clock.clone(),
+            no_injection: Arc::clone(&no_injection),
+        };
+        tokio::spawn(limits.run(drain.clone()));
+        let (holder, held) = Holder::new(
+            client.clone(),
+            &config.namespace,
+            config.owner.as_deref(),
+            config.instance.clone(),
+            clock.clone(),
+        );
+        tokio::spawn(holder.run(drain.clone()));
+        let instance = &config.instance;
+        missing::Cluster::new(client, instance, held, config.restart_missing, no_injection)
+    });
+    let missing = Missing::new(hub.clone(), metrics.clone(), cluster);
+    tokio::spawn(missing.run(drain.clone()));
+}
+
+/// Shows how much is known, until the drain starts.
+async fn count(hub: Hub, metrics: Metrics, mut drain: drain::Watch) {
+    let mut looks = tokio::time::interval(COUNT_EVERY);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            () = drain.started() => return,
+        }
+        for kind in Kind::ALL {
+            metrics.objects(kind, hub.count(kind));
+        }
+    }
 }

@@ -140,6 +140,15 @@ impl Hub {
         look(&self.state().index)
     }
 
+    /// How many objects of a kind are known.
+    pub fn count(&self, kind: Kind) -> usize {
+        let state = self.state();
+        match kind {
+            Kind::Bypass => state.switches.iter().count(),
+            kind => state.index.count(kind),
+        }
+    }
+
     /// Which kinds have been listed.
     pub fn has_listed(&self, kinds: &[Kind]) -> bool {
         let state = self.state();

@@ -21,6 +21,8 @@
 //! - [`hub`]: where what is known meets who wants to know.
 //! - `server`, `service`: connections, and the streams on them.
 //! - [`emergency`]: bypasses, in their stages.
+//! - `missing`: pods without the sidecar that they should have; `lease`: which
+//!   replica does something about it.
 //! - [`audit`], [`metrics`]: what is told about it all.
 //!
 //! # What the ServiceAccount must be allowed
@@ -45,7 +47,9 @@ pub mod config;
 pub mod emergency;
 pub mod hub;
 pub mod index;
+mod lease;
 pub mod metrics;
+mod missing;
 pub mod object;
 mod server;
 mod service;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_core::protocol::Protocol;
 use bulkhead_inject::PROXY_CONTAINER;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::{InjectionWish, Labels, Modes, Name, Namespace, Reading, injection, manifest};
 
@@ -27,6 +27,8 @@ pub struct Pod {
     pub uid: Name,
     pub service_account: Name,
     pub labels: Labels,
+    /// Whether somebody makes another one when it goes.
+    pub has_controller: bool,
     /// The workload that made it, such as `cart`.
     pub workload: Name,
     /// Empty where nobody said.
@@ -76,6 +78,7 @@ impl Pod {
                 .unwrap_or("default")
                 .into(),
             workload: workload(metadata).into(),
+            has_controller: controller(metadata).is_some(),
             zone: label(ZONE_LABEL).map_or("", String::as_str).into(),
             meshed,
             modes: Modes::read(
@@ -137,10 +140,8 @@ fn protocols(spec: &manifest::PodSpec) -> Vec<(u16, Protocol)> {
 /// The name of the workload: its Deployment's, or whatever else controls it, or
 /// its own.
 fn workload(metadata: &ObjectMeta) -> String {
-    let owners = metadata.owner_references.iter().flatten();
-    let controller = owners.clone().find(|owner| owner.controller == Some(true));
     let own = metadata.name.as_deref().unwrap_or_default();
-    let Some(owner) = controller else {
+    let Some(owner) = controller(metadata) else {
         return own.to_owned();
     };
     let hash = metadata
@@ -151,4 +152,9 @@ fn workload(metadata: &ObjectMeta) -> String {
         Some(deployment) if owner.kind == "ReplicaSet" => deployment.to_owned(),
         _ => owner.name.clone(),
     }
+}
+
+fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    let mut owners = metadata.owner_references.iter().flatten();
+    owners.find(|owner| owner.controller == Some(true))
 }

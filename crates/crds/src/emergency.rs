@@ -132,6 +132,22 @@ pub struct BypassStatus {
     #[serde(default)]
     #[schemars(with = "i32", range(min = 0))]
     pub forwarding: u32,
+    /// What each replica of control counted; the above are the sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub replicas: BTreeMap<String, ReplicaCount>,
+}
+
+/// The sidecars in scope that are connected to one replica of control.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct ReplicaCount {
+    /// All of them.
+    #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
+    pub proxies: u32,
+    /// Those of them that confirmed that they forward.
+    #[serde(default)]
+    #[schemars(with = "i32", range(min = 0))]
+    pub forwarding: u32,
 }
 
 /// Servers take plaintext before any client sends it.
