@@ -124,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> None:
+    machine.require_root()
     cluster = Cluster(arguments.name)
     programs = lifecycle.programs_of(cluster)
     for archive in arguments.archives:
@@ -165,13 +166,15 @@ def _line(arguments: argparse.Namespace) -> list[str]:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    directories = lifecycle.directories()
-    for directory in directories:
-        cluster = Cluster(directory.name)
-        state = "up" if cgroups.processes(cluster.namespace, "programs") else "stopped; `down` removes what is left"
-        version = lifecycle.programs_of(cluster).version
-        print(f"{cluster.name}  {state}  Kubernetes {version}  node {NODE_ADDRESS} in network namespace {cluster.namespace}  {directory}")
-    if not directories:
+    machine.require_root()
+    names = [directory.name for directory in lifecycle.directories()]
+    for cluster in map(Cluster, names):
+        if cgroups.processes(cluster.namespace, "programs") and cluster.programs.exists():
+            state = f"up, Kubernetes {lifecycle.programs_of(cluster).version}"
+        else:
+            state = "not up; `down` removes what is left"
+        print(f"{cluster.name}  {state}  node {NODE_ADDRESS} in network namespace {cluster.namespace}  {cluster.directory}")
+    if not names:
         print("no cluster is up; `scripts/cluster up` starts one")
 
 
