@@ -268,3 +268,65 @@ fn pod() -> Pod {
         ..Pod::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_runtime::monitoring::Monitoring;
+    use kube::core::Status;
+
+    fn refusal(message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(
+            Status::failure(message, "Forbidden").with_code(403),
+        ))
+    }
+
+    #[test]
+    fn a_refusal_says_something_of_us_or_nothing() {
+        let failed = "Internal error occurred: failed calling webhook \
+                      \"self-test.inject.bulkhead.io\": connection refused";
+        assert!(matches!(judged(&refusal(failed)), Outcome::Failed(_)));
+        // Pod Security, which minds our init container, has seen it.
+        let seen = "violates PodSecurity \"restricted:latest\": unrestricted capabilities \
+                    (container \"bulkhead-init\" must not include \"NET_ADMIN\")";
+        assert_eq!(judged(&refusal(seen)), Outcome::Injected);
+        for other in [
+            "exceeded quota: pods",
+            "failed calling webhook \"policy.example\": timeout",
+            "pods is forbidden: User cannot create resource",
+        ] {
+            assert!(
+                matches!(judged(&refusal(other)), Outcome::Unknown(_)),
+                "{other}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_was_ready_stays_so_when_the_way_to_it_breaks() {
+        let monitoring = Monitoring::default();
+        let (_known, stops) = watch::channel(None);
+        let service = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
+            Err::<axum::http::Response<kube::client::Body>, _>(std::io::Error::other("unused"))
+        });
+        let test = SelfTest::new(
+            Client::new(service, "default"),
+            "bulkhead-system",
+            stops,
+            monitoring.readiness.condition("self_test"),
+            Clock::system(),
+            Metrics::register(&monitoring),
+        );
+        let broken = Outcome::Failed("connection refused".to_owned());
+        test.note(&broken);
+        assert_eq!(monitoring.readiness.missing(), ["self_test"]);
+        test.note(&Outcome::Injected);
+        test.note(&broken);
+        assert!(monitoring.readiness.missing().is_empty());
+        let metrics = monitoring.metrics();
+        assert!(
+            metrics.contains("bulkhead_webhook_self_test_failing 1"),
+            "{metrics}"
+        );
+    }
+}
