@@ -3,6 +3,7 @@
 
 use clap::Subcommand;
 
+mod check;
 pub mod demo;
 mod explain;
 mod inject;
@@ -14,6 +15,7 @@ mod uninject;
 /// What can be asked for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Check(check::Check),
     Demo(demo::Demo),
     Explain(explain::Explain),
     Inject(inject::Inject),
@@ -27,6 +29,7 @@ impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Check(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),

@@ -6,6 +6,7 @@
 //!
 //! - [`commands`]: one file per command; each has its arguments and a `run`.
 //! - [`mesh`]: a mesh in one process, for the demo and the tests.
+//! - [`check`]: what `bulkhead check` looks at.
 //! - [`cluster`]: the cluster that a command is about.
 //! - [`emergency`]: what the kill switch's commands are made of.
 //! - `config`: what the environment says.
@@ -13,6 +14,7 @@
 
 use clap::Parser;
 
+pub mod check;
 pub mod cluster;
 pub mod commands;
 mod config;
