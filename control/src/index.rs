@@ -12,6 +12,8 @@ mod affected;
 mod answers;
 mod pods;
 mod services;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
