@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Iterable
 
 from .failure import Failure
 from .layout import API_PORT, API_SERVICE_ADDRESS, CLUSTER_DOMAIN, NODE_ADDRESS, NODE_NAME, Cluster
@@ -48,7 +49,7 @@ def write(cluster: Cluster) -> None:
     (directory / "admin.kubeconfig").rename(cluster.kubeconfig)
 
 
-def _finish(futures) -> None:
+def _finish(futures: Iterable[Future[None]]) -> None:
     for future in list(futures):
         future.result()
 
@@ -75,7 +76,7 @@ def _certificate(
     _request(directory, name, subject, extensions, issuer)
 
 
-def _request(directory: Path, name: str, subject: str, extensions: list[str], issuer: list[str] = []) -> None:
+def _request(directory: Path, name: str, subject: str, extensions: list[str], issuer: Iterable[str] = ()) -> None:
     command = ["openssl", "req", "-x509", "-config", str(directory / "openssl.cnf"), "-subj", subject, "-days", DAYS]
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *issuer]
     command += ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.crt")]

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[3]
 # Addresses that RFC 5737 keeps for documentation: one that is seen outside is
 # known at once for what it is.
 NODE_ADDRESS = "192.0.2.1"
-NODE_NETWORK = "192.0.2.0/24"
 POD_NETWORK = "198.51.100.0/24"
 SERVICE_NETWORK = "203.0.113.0/24"
 API_SERVICE_ADDRESS = "203.0.113.1"

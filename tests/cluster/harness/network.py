@@ -22,11 +22,9 @@ def create(cluster: Cluster) -> None:
     _inside(cluster, "ip", "address", "add", f"{NODE_ADDRESS}/24", "dev", INTERFACE)
     _inside(cluster, "ip", "link", "set", INTERFACE, "up")
     _inside(cluster, "ip", "route", "add", "default", "via", GATEWAY, "dev", INTERFACE)
-    settings = ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.route_localnet=1"]
     # What goes from pod to pod over their bridge must pass the rules that make
     # a Service of it, or the answer comes from a stranger.
-    settings.append("net.bridge.bridge-nf-call-iptables=1")
-    _inside(cluster, "sysctl", "--quiet", "--write", *settings)
+    _inside(cluster, "sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
 
 
 def delete(cluster: Cluster) -> None:
