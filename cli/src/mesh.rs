@@ -11,6 +11,8 @@ use bulkhead_ca::app as ca;
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
 use bulkhead_ca::config::{AuthenticationSource, Config as CaConfig, StoreLocation};
+use bulkhead_control::app as control;
+use bulkhead_control::config::{Config as ControlConfig, Source};
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_core::sidecar::{
     InboundListener, OutboundListener, SidecarConfig, TOKEN_AUDIENCE, default_trust_domain,
@@ -26,8 +28,10 @@ pub const TOKEN_ISSUER: &str = "https://issuer.bulkhead.local";
 
 /// How long the CA's calls in hand may take when it is stopped.
 const CA_DRAIN: Duration = Duration::from_secs(5);
-/// How long a proxy may take to get its first certificate.
+/// How long a proxy, or control, may take to get its first certificate.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
+/// How often control is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(5);
 
 /// A CA and whatever proxies are started with it. Dropping it stops the CA and
 /// removes its directory, where the mesh made that itself.
@@ -98,6 +102,41 @@ impl Mesh {
         if let Some(ca) = self.ca.take() {
             ca.drain(CA_DRAIN).await;
         }
+    }
+
+    /// Starts a control that knows of the manifests in a directory, and waits
+    /// until it is ready. It listens at `listen`; port 0 is any that is free.
+    pub async fn start_control(
+        &self,
+        manifests: &Path,
+        listen: SocketAddr,
+    ) -> anyhow::Result<control::App> {
+        let mut config = ControlConfig::new(Source::Directory(manifests.to_owned()));
+        let token_path = self.token_path(&config.namespace, &config.service_account);
+        let token = self.token(&config.namespace, &config.service_account)?;
+        std::fs::write(&token_path, token).context("writing control's token failed")?;
+        config.token_path = token_path.display().to_string();
+        config.listen = listen;
+        config.monitoring_listen = on_loopback(0);
+        config.ca_address = self.ca_address().to_string();
+        config.ca_roots_path = self.roots_path().display().to_string();
+        let given = control::Dependencies {
+            clock: self.clock.clone(),
+            ..control::Dependencies::default()
+        };
+        let control = control::App::start(config, given)
+            .await
+            .context("starting control failed")?;
+        let readiness = &control.monitoring().readiness;
+        let until_ready = async {
+            while !readiness.missing().is_empty() {
+                tokio::time::sleep(READY_POLL).await;
+            }
+        };
+        tokio::time::timeout(FIRST_CERTIFICATE, until_ready)
+            .await
+            .map_err(|_| anyhow::anyhow!("control waits for {}", readiness.missing().join(", ")))?;
+        Ok(control)
     }
 
     /// Where the CSR service listens, or did when it ran last.

@@ -163,19 +163,27 @@ impl Client {
                 Link::Away
             });
             let wait = backoff.after_failure(jitter());
-            let error = ended.err().unwrap_or(StreamError::Ended);
-            tracing::warn!(
-                %error,
-                control = self.address,
-                retry_in_seconds = wait.as_secs_f64(),
-                "not connected to control; what it said before holds"
-            );
+            let seconds = wait.as_secs_f64();
+            match ended {
+                // Control does so from time to time, to spread its proxies.
+                Ok(()) => tracing::debug!(
+                    control = self.address,
+                    retry_in_seconds = seconds,
+                    "control ended the stream"
+                ),
+                Err(error) => tracing::warn!(
+                    %error,
+                    control = self.address,
+                    retry_in_seconds = seconds,
+                    "not connected to control; what it said before holds"
+                ),
+            }
             sleep(wait).await;
         }
     }
 
     async fn connect(&self) -> Result<Channel, StreamError> {
-        let credentials = self.latest.get().ok_or(StreamError::Ended)?;
+        let credentials = self.latest.get().ok_or(StreamError::NoCertificate)?;
         let config = credentials
             .identity()
             .client_config(&self.control, ["h2"])?;
@@ -393,8 +401,8 @@ enum StreamError {
     Call(#[from] tonic::Status),
     #[error("control said what is no answer: {0}")]
     Message(#[from] MessageError),
-    #[error("control ended the stream")]
-    Ended,
+    #[error("there is no certificate to show to control")]
+    NoCertificate,
 }
 
 /// Why a resource was not taken.

@@ -4,7 +4,11 @@
 
 mod admin;
 mod broken;
+mod bypass;
 mod bytes;
+mod controlled;
+mod discovery;
+mod discovery;
 mod hostile;
 mod http;
 mod identity;
