@@ -129,7 +129,6 @@ fn inbound(config: &RedirectConfig, sets: &mut Vec<Set>) -> Chain {
 /// See [`RedirectConfig::captures_outbound`].
 fn output(config: &RedirectConfig, sets: &mut Vec<Set>) -> Chain {
     let mut rules = Rules::new(sets);
-    rules.push(leave(Match::NotTcp, "only TCP is redirected"));
     rules.push(leave(Match::DoesNotOpen, "open before there were rules"));
     own_traffic(config.proxy_uid, &mut rules);
     let excluded = config.excluded_outbound_ports();
@@ -177,7 +176,6 @@ fn own_traffic(proxy_uid: u32, rules: &mut Rules<'_>) {
         rules.push(Rule {
             matches: vec![
                 Match::User(proxy_uid),
-                Match::OverLoopback,
                 Match::Loopback(Side::Source, family),
                 Match::NotLoopback(Side::Destination, family),
             ],

@@ -145,10 +145,6 @@ fn compile_rule(rule: &Rule) -> Program {
 fn compile_match(condition: &Match, program: &mut Vec<Expression>) {
     match condition {
         Match::Tcp => program.extend(meta_is(Meta::TransportProtocol, &[TCP])),
-        Match::NotTcp => program.extend([
-            Expression::LoadMeta(Meta::TransportProtocol),
-            compare(false, &[TCP]),
-        ]),
         Match::Opens => program.extend(flags_are_syn(true)),
         Match::DoesNotOpen => program.extend(flags_are_syn(false)),
         Match::User(uid) => program.extend(meta_is(Meta::SocketUser, &uid.to_ne_bytes())),

@@ -82,7 +82,6 @@ pub struct Rule {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Match {
     Tcp,
-    NotTcp,
     /// The packet opens a connection: SYN, and none of ACK, RST and FIN.
     Opens,
     DoesNotOpen,
@@ -223,7 +222,6 @@ impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp => f.write_str("meta l4proto tcp"),
-            Self::NotTcp => f.write_str("meta l4proto != tcp"),
             Self::Opens => f.write_str("tcp flags syn / fin,syn,rst,ack"),
             Self::DoesNotOpen => f.write_str("tcp flags != syn / fin,syn,rst,ack"),
             Self::User(uid) => write!(f, "meta skuid {uid}"),
