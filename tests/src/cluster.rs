@@ -12,9 +12,11 @@
 //! to everybody, such as ending every pod of Bulkhead, ask to be [`alone`].
 //!
 //! - [`apps`]: what runs in the pods, and what it has counted.
+//! - [`capture`]: what they send to each other.
 //! - [`exec`]: programs run inside a pod.
 
 pub mod apps;
+pub mod capture;
 pub mod exec;
 
 use std::fmt::Debug;

@@ -365,8 +365,10 @@ pub struct Reply {
 pub struct Counts {
     pub ok: u64,
     pub failed: u64,
-    /// The failures by what they were.
-    pub failures: std::collections::BTreeMap<String, u64>,
+    /// The first failures, with when they ended.
+    pub failures: Vec<Value>,
+    /// The longest time between two good answers, in milliseconds.
+    pub longest_gap_ms: u64,
 }
 
 /// Requests at a steady rate, from a pod.
@@ -378,14 +380,21 @@ pub struct Load<'a> {
 impl<'a> Load<'a> {
     /// Starts asking for a URL, and returns when the first answers are good.
     pub async fn start(namespace: &'a Namespace, name: &str, url: &str) -> Self {
-        let args = ["load", "--url", url, "--rate", "50", "--listen", "9090"];
-        let app = AppBuilder::new(name, args.map(str::to_owned).to_vec())
+        Self::start_with(namespace, name, &[url]).await
+    }
+
+    /// The same, with other arguments of `workload load`.
+    pub async fn start_with(namespace: &'a Namespace, name: &str, arguments: &[&str]) -> Self {
+        let port = COUNTS_PORT.to_string();
+        let args = ["load", "--rate", "50", "--listen", &port];
+        let args = args.iter().chain(arguments);
+        let app = AppBuilder::new(name, args.map(|it| (*it).to_owned()).collect())
             .container(json!({
                 "ports": [],
                 "readinessProbe": {"httpGet": {"path": "/counts", "port": COUNTS_PORT}, "periodSeconds": 1},
             }))
             // So that the test reads the counts whatever the mesh does.
-            .annotations(&[("bulkhead.io/exclude-inbound-ports", "9090")])
+            .annotations(&[("bulkhead.io/exclude-inbound-ports", &port)])
             .start(namespace)
             .await;
         let address = SocketAddr::new(ip(&app.pod().await), COUNTS_PORT);
