@@ -4,7 +4,9 @@
 use clap::Subcommand;
 
 mod check;
+mod bypass;
 pub mod demo;
+mod eject;
 mod explain;
 mod inject;
 mod install;
@@ -16,7 +18,9 @@ mod uninject;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Check(check::Check),
+    Bypass(bypass::Bypass),
     Demo(demo::Demo),
+    Eject(eject::Eject),
     Explain(explain::Explain),
     Inject(inject::Inject),
     Install(install::Install),
@@ -30,7 +34,9 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Check(command) => command.run(),
+            Self::Bypass(command) => command.run(),
             Self::Demo(command) => command.run(),
+            Self::Eject(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),
             Self::Install(command) => command.run(),

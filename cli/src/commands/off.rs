@@ -2,15 +2,14 @@
 
 use std::io::Write;
 
-use bulkhead_crds::emergency::{Emergency as _, InjectionStop};
+use bulkhead_crds::emergency::InjectionStop;
 use bulkhead_runtime::clock::Clock;
 use clap::Args;
-use kube::ResourceExt as _;
 
-use crate::cluster::{Cluster, ClusterArgs, block_on};
+use crate::cluster::{ClusterArgs, block_on};
 use crate::emergency::{
-    Limit, Proof, Request, ScopeArgs, TermsArgs, Turned, end, is_obeyed_by_the_api_server,
-    leave_out, manifest, prove, turn,
+    Proof, Request, ScopeArgs, TermsArgs, is_obeyed_by_the_api_server, leave_out, manifest, prove,
+    turn, write_turned,
 };
 
 /// EMERGENCY, level 1: stop giving sidecars to new pods.
@@ -38,13 +37,13 @@ impl Off {
         let cluster = self.cluster.connect().await?;
         let scope = self.scope.resolve(&cluster).await?;
         let request = self.terms.request(scope, clock.now());
-        let mut out = std::io::stdout().lock();
+        let mut out = std::io::stdout();
         if self.terms.dry_run {
             let text = manifest::<InjectionStop>(&request, self.terms.output)?;
             return Ok(out.write_all(text.as_bytes())?);
         }
         let turned = turn::<InjectionStop>(&cluster, &request).await?;
-        write_turned(&mut out, &cluster, &request, &turned)?;
+        write_turned(&mut out, &cluster, &request, "Injection is off", &turned)?;
         let by_policy = is_obeyed_by_the_api_server(&cluster).await?;
         if !by_policy {
             leave_out(&cluster, clock.now()).await?;
@@ -57,51 +56,6 @@ impl Off {
         write_proof(&mut out, &prove(&cluster, &request.scope, by_policy).await)?;
         write_consequences(&mut out, &request)
     }
-}
-
-fn write_turned(
-    out: &mut impl Write,
-    cluster: &Cluster,
-    request: &Request,
-    turned: &Turned<InjectionStop>,
-) -> anyhow::Result<()> {
-    let switch = &turned.switch;
-    let terms = switch.terms();
-    writeln!(
-        out,
-        "Injection is off in {}, {}.",
-        request.scope,
-        end(terms.until.as_ref(), request.now)
-    )?;
-    let namespace = switch.namespace().unwrap_or_default();
-    writeln!(
-        out,
-        "switch   injectionstop/{} in namespace {namespace}",
-        switch.name_any()
-    )?;
-    writeln!(out, "why      {}", terms.reason)?;
-    if let Some(by) = &terms.by {
-        writeln!(out, "who      {by}")?;
-    }
-    write_limit(out, &turned.limit, cluster)
-}
-
-/// Who ends it, where it has an end.
-fn write_limit(out: &mut impl Write, limit: &Limit, cluster: &Cluster) -> anyhow::Result<()> {
-    match limit {
-        Limit::None => {}
-        Limit::Job => writeln!(
-            out,
-            "ends     by itself: Kubernetes deletes the switch then"
-        )?,
-        Limit::Ours(error) => writeln!(
-            out,
-            "ends     only if bulkhead-control in {} runs, or by `bulkhead on`: the Job that \
-             would end it could not be made: {error}",
-            cluster.system_namespace
-        )?,
-    }
-    Ok(())
 }
 
 fn write_proof(out: &mut impl Write, proof: &Proof) -> anyhow::Result<()> {

@@ -2,16 +2,17 @@
 
 use std::fmt::Debug;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use bulkhead_crds::emergency::{Emergency, Level, Terms, time_limit};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::scope::Scope;
+use super::scope::{self, Scope};
 use super::terms::{Output, Request};
 use crate::cluster::Cluster;
 
@@ -76,7 +77,10 @@ pub(crate) async fn turn<K: Switch>(
     };
     let switches: Api<K> = Api::namespaced(cluster.client.clone(), namespace);
     match switches.create(&PostParams::default(), &switch).await {
-        Ok(switch) => Ok(Turned { switch, limit }),
+        Ok(switch) => {
+            publish(cluster, &switch, "TurnedOn").await;
+            Ok(Turned { switch, limit })
+        }
         Err(error) => {
             if matches!(limit, Limit::Job) {
                 // It would go by itself at its time.
@@ -118,7 +122,7 @@ pub(crate) async fn remove<K: Switch>(cluster: &Cluster, switch: &K) -> anyhow::
     let name = switch.name_any();
     let switches: Api<K> = Api::namespaced(cluster.client.clone(), &namespace);
     match switches.delete(&name, &DeleteParams::default()).await {
-        Ok(_) => {}
+        Ok(_) => publish(cluster, switch, "TurnedBack").await,
         // Its time ended while we were at it.
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(refused::<K>(error, &namespace)),
@@ -135,6 +139,22 @@ pub(crate) async fn remove<K: Switch>(cluster: &Cluster, switch: &K) -> anyhow::
         }
     }
     Ok(())
+}
+
+/// An Event, for those who look at the switch or at its namespace. The switch
+/// works without it.
+async fn publish<K: Switch>(cluster: &Cluster, switch: &K, reason: &str) {
+    let reporter = Reporter::from("bulkhead-cli");
+    let note = format!("{}: {}", scope::describe(switch, &cluster.system_namespace), switch.terms().reason);
+    let event = Event {
+        type_: EventType::Warning,
+        reason: reason.to_owned(),
+        note: Some(note),
+        action: command(K::LEVEL).to_owned(),
+        secondary: None,
+    };
+    let recorder = Recorder::new(cluster.client.clone(), reporter);
+    let _ = recorder.publish(&event, &switch.object_ref(&())).await;
 }
 
 /// Whom the API server takes us for; it writes this into the switch by itself
@@ -164,6 +184,24 @@ pub(crate) fn command(level: Level) -> &'static str {
     }
 }
 
+/// Whether an error says that somebody may not do something.
+pub(crate) fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Forbidden>().is_some()
+}
+
+/// Somebody may not use a kind of switch.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "you may not use {plural} in namespace {namespace}; whoever may is bound to the ClusterRole \
+     bulkhead-emergency-{role} there. The API server says: {message}"
+)]
+struct Forbidden {
+    plural: String,
+    namespace: String,
+    role: &'static str,
+    message: String,
+}
+
 /// Why the API server did not do it, and what helps.
 fn refused<K: Emergency>(error: kube::Error, namespace: &str) -> anyhow::Error {
     let kind = K::kind(&());
@@ -177,12 +215,12 @@ fn refused<K: Emergency>(error: kube::Error, namespace: &str) -> anyhow::Error {
             "this cluster does not know the kind {kind}; Bulkhead's chart installs it, so either \
              this is another cluster or crds.install is off"
         ),
-        kube::Error::Api(status) if status.code == 403 => anyhow!(
-            "you may not use {} in namespace {namespace}; whoever may is bound to the ClusterRole \
-             bulkhead-emergency-{role} there. The API server says: {}",
-            K::plural(&()),
-            status.message
-        ),
+        kube::Error::Api(status) if status.code == 403 => anyhow::Error::new(Forbidden {
+            plural: K::plural(&()).into_owned(),
+            namespace: namespace.to_owned(),
+            role,
+            message: status.message.clone(),
+        }),
         _ => anyhow::Error::new(error).context(format!(
             "asking the API server about {} in namespace {namespace} failed",
             K::plural(&())
