@@ -3,8 +3,8 @@
 
 use clap::Subcommand;
 
-mod check;
 mod bypass;
+mod check;
 pub mod demo;
 mod eject;
 mod explain;
@@ -39,7 +39,6 @@ impl Command {
             Self::Eject(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Inject(command) => command.run(),
-            Self::Install(command) => command.run(),
             Self::Install(command) => command.run(),
             Self::Off(command) => command.run(),
             Self::On(command) => command.run(),
