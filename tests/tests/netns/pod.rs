@@ -4,9 +4,8 @@ use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -30,6 +29,8 @@ pub(crate) const FAR_V6: &str = "2001:db8:f::1";
 pub(crate) const APPLICATION: User = User::Id(1000);
 pub(crate) const PROXY: User = User::Id(1337);
 
+/// The program under test.
+const NAME: &str = "bulkhead-init";
 /// The user of the init container.
 const INIT_UID: u32 = 65_532;
 /// How long a connection within one machine may take.
@@ -108,9 +109,9 @@ impl Pod {
         arguments: &[&str],
         env: &[(&str, &str)],
     ) -> (bool, String) {
-        let program = program.path();
+        let directory = program.copy();
         let output = self.network.within(user, || {
-            let mut command = Command::new(program);
+            let mut command = Command::new(directory.path().join(NAME));
             command.args(arguments).env_clear();
             command.envs(env.iter().copied());
             command.output().expect("bulkhead-init starts")
@@ -175,29 +176,29 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    fn path(self) -> PathBuf {
-        static COPIES: OnceLock<TempDir> = OnceLock::new();
-        let copies = COPIES.get_or_init(|| {
-            let everybody = std::fs::Permissions::from_mode(0o755);
-            let directory = tempfile::Builder::new().permissions(everybody).tempdir();
-            let directory = directory.unwrap();
-            let program = config::bulkhead_init().unwrap();
-            for name in ["bare", "with-capability"] {
-                std::fs::copy(&program, directory.path().join(name)).unwrap();
-            }
-            permit_net_admin(&directory.path().join("with-capability"));
-            directory
-        });
-        copies.path().join(match self {
-            Self::WithCapability => "with-capability",
-            Self::Bare => "bare",
-        })
+    /// A copy that every user can reach, with the capabilities of this one.
+    fn copy(self) -> TempDir {
+        let everybody = std::fs::Permissions::from_mode(0o755);
+        let directory = tempfile::Builder::new().permissions(everybody).tempdir();
+        let directory = directory.unwrap();
+        let copy = directory.path().join(NAME);
+        // By another program: no file can be started that a process of ours may
+        // still write to, and those that other tests start inherit our files.
+        let copied = Command::new("cp")
+            .arg(config::bulkhead_init().unwrap())
+            .arg(&copy)
+            .status();
+        assert!(copied.unwrap().success());
+        if let Self::WithCapability = self {
+            permit_net_admin(&copy);
+        }
+        directory
     }
 }
 
 /// `setcap cap_net_admin+p`: version 2, the permitted and the inheritable
 /// capabilities 0 to 31, then those from 32 on (`linux/capability.h`).
-fn permit_net_admin(file: &std::path::Path) {
+fn permit_net_admin(file: &Path) {
     let words = [0x0200_0000, 1_u32 << 12, 0, 0, 0];
     let value: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
     rustix::fs::setxattr(file, c"security.capability", &value, XattrFlags::empty())
