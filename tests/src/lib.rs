@@ -8,6 +8,7 @@
 //! - [`cluster`]: a real cluster with Bulkhead in it.
 //! - [`network`]: network namespaces, and threads in them as other users.
 //! - [`envoy`]: a real Envoy.
+//! - [`subscriber`]: a proxy as control sees it.
 //! - [`metrics`]: what a program of ours has counted.
 //! - [`config`]: what the tests are told by their environment.
 //! - [`balancer`]: one address for several replicas.
@@ -21,3 +22,4 @@ pub mod envoy;
 pub mod metrics;
 pub mod namespace;
 pub mod network;
+pub mod subscriber;
