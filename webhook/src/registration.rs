@@ -29,6 +29,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_core::annotation::{INJECT_SOURCES, Place, parse_inject};
+use bulkhead_inject::expression::can_be_served;
 use bulkhead_inject::{Namespace, SYSTEM_NAMESPACES};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
@@ -39,7 +40,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 
 use self::selectors::{
     annotations_say_inject, annotations_say_nothing, label_exists, labels_say_inject,
-    labels_say_nothing, name_in, name_not_in, served_pods,
+    labels_say_nothing, name_in, name_not_in,
 };
 use crate::self_test;
 
@@ -328,7 +329,9 @@ fn entries(inputs: &Inputs) -> Vec<Entry> {
 impl Entry {
     fn webhook(self, inputs: &Inputs) -> MutatingWebhook {
         let list = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect());
-        let conditions = served_pods().into_iter().chain(self.conditions);
+        // Pods that a sidecar cannot serve, whatever anybody says of them, stay
+        // with the API server.
+        let conditions = can_be_served().into_iter().chain(self.conditions);
         let mut conditions = selectors::match_conditions(conditions);
         conditions.extend(inputs.stop.clone());
         MutatingWebhook {

@@ -1,13 +1,10 @@
 //! Selectors and match conditions: questions as the API server asks them.
 
+use bulkhead_inject::expression::{OUT, says_inject};
 use k8s_openapi::api::admissionregistration::v1::MatchCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement as Requirement;
 
 use super::NAMESPACE_NAME;
-
-/// The values that say: do not inject. Every other value reaches us, also one
-/// that nobody understands, because it is refused and not ignored.
-const OUT: [&str; 2] = ["disabled", "false"];
 
 /// Some name of `names` says inject, and it is the one at `way`: those before
 /// it are absent.
@@ -54,11 +51,7 @@ const ANNOTATIONS: &str = "object.metadata.annotations";
 
 /// The first of `names` that is there has a value other than "do not".
 pub(super) fn annotations_say_inject(names: &[&str]) -> String {
-    let out = OUT.map(|value| format!("'{value}'")).join(", ");
-    let answer = names.iter().rev().fold("false".to_owned(), |rest, name| {
-        format!("('{name}' in {ANNOTATIONS} ? !({ANNOTATIONS}['{name}'] in [{out}]) : {rest})")
-    });
-    format!("has({ANNOTATIONS}) && {answer}")
+    says_inject(ANNOTATIONS, names, "false")
 }
 
 pub(super) fn annotations_say_nothing(names: &[&str]) -> String {
@@ -68,26 +61,6 @@ pub(super) fn annotations_say_nothing(names: &[&str]) -> String {
         .collect::<Vec<_>>()
         .join(" || ");
     format!("!has({ANNOTATIONS}) || !({any})")
-}
-
-/// Conditions of every webhook: pods that a sidecar cannot serve, whatever
-/// anybody says of them, stay with the API server.
-pub(super) fn served_pods() -> Vec<(&'static str, String)> {
-    [
-        (
-            "not-host-network",
-            "!has(object.spec.hostNetwork) || !object.spec.hostNetwork",
-        ),
-        (
-            "not-windows",
-            "(!has(object.spec.os) || object.spec.os.name != 'windows') && \
-             (!has(object.spec.nodeSelector) || \
-             !['kubernetes.io/os', 'beta.kubernetes.io/os'].exists(label, \
-             label in object.spec.nodeSelector && object.spec.nodeSelector[label] == 'windows'))",
-        ),
-    ]
-    .map(|(name, expression)| (name, expression.to_owned()))
-    .to_vec()
 }
 
 pub(super) fn match_conditions(
