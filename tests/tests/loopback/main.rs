@@ -8,6 +8,7 @@ mod bypass;
 mod bytes;
 mod control;
 mod controlled;
+mod destinations;
 mod hostile;
 mod http;
 mod identity;

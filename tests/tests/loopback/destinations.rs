@@ -1,0 +1,260 @@
+//! Where connections go by what control says, and what becomes of it when
+//! control is away.
+
+use std::net::SocketAddr;
+
+use bulkhead_proxy::app::Proxy;
+use bulkhead_tests::apps::{self, App, Client};
+use bulkhead_tests::metrics;
+use hyper::body::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::controlled::{CLUSTER_IP, Controlled, on, stands_for};
+use crate::pair::metric_becomes;
+
+const PUSHES: &str = "bulkhead_discovery_pushes_total";
+const PASSED_THROUGH: &str = "bulkhead_passthrough_connections_total";
+
+/// A mesh in which `web/front` dials the Service `shop/cart`, which has one pod.
+struct Shop {
+    controlled: Controlled,
+    app: App,
+    server: Proxy,
+    client: Proxy,
+}
+
+impl Shop {
+    async fn open(app: App) -> Self {
+        let controlled = Controlled::start().await;
+        controlled.mode("STRICT");
+        let server = controlled.server("cart-0", "127.0.0.2", app.address).await;
+        controlled.cart(&[("cart-0", server.addresses.inbound[0], true)]);
+        let client = controlled.client(&[CLUSTER_IP.parse().unwrap()]).await;
+        Self {
+            controlled,
+            app,
+            server,
+            client,
+        }
+    }
+
+    async fn http() -> Self {
+        Self::open(apps::echo_http().await.unwrap()).await
+    }
+
+    fn dial(&self) -> SocketAddr {
+        self.client.addresses.redirected[0]
+    }
+
+    /// The endpoint of its only server.
+    fn endpoint(&self, ready: bool) -> (&'static str, SocketAddr, bool) {
+        ("cart-0", self.server.addresses.inbound[0], ready)
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_known_when_it_is_first_dialled_and_spoken_to_over_mutual_tls() {
+    let shop = Shop::http().await;
+    let answer = apps::get(shop.dial(), "/first").await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (200, None));
+    assert_eq!(answer.body, "HTTP/1.1 GET /first\n");
+    let identities = [
+        "source_principal=\"spiffe://cluster.local/ns/web/sa/front\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/cart\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    let requests = "istio_requests_total";
+    metric_becomes(&shop.server, requests, &identities, 1.0).await;
+    let named = "destination_service=\"cart.shop.svc.cluster.local\"";
+    let labels = [&identities[..], &[named]].concat();
+    metric_becomes(&shop.client, requests, &labels, 1.0).await;
+    metric_becomes(&shop.client, "bulkhead_discovery_destinations", &[], 1.0).await;
+}
+
+#[tokio::test]
+async fn http2_is_spoken_to_a_service_as_well() {
+    let shop = Shop::http().await;
+    let answer = apps::get_http2(shop.dial(), "/").await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (200, None));
+    assert_eq!(answer.body, "HTTP/2.0 GET /\n");
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_though_nobody_said_so() {
+    let app = apps::server_first(b"220 ready\r\n").await.unwrap();
+    let shop = Shop::open(app).await;
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(shop.dial()).await.unwrap();
+        let mut greeting = [0; 11];
+        stream.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"220 ready\r\n");
+    }
+}
+
+#[tokio::test]
+async fn each_request_of_a_connection_goes_to_another_pod_and_none_to_one_that_left() {
+    let shop = Shop::http().await;
+    let other_app = apps::echo_http().await.unwrap();
+    let other = shop
+        .controlled
+        .server("cart-1", "127.0.0.4", other_app.address)
+        .await;
+    let both = [
+        shop.endpoint(true),
+        ("cart-1", other.addresses.inbound[0], true),
+    ];
+    shop.controlled.cart(&both);
+    let mut client = Client::connect(shop.dial()).await.unwrap();
+    let mut get = async || {
+        let answer = client.send("GET", "/", Bytes::new()).await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    while other_app.seen() < 10 {
+        get().await;
+    }
+    assert!(shop.app.seen() >= 10, "{}", shop.app.seen());
+
+    shop.controlled.cart(&both[..1]);
+    let endpoints = ["kind=\"Endpoints\""];
+    let before = metrics::sum(&shop.client.monitoring, PUSHES, &endpoints);
+    metric_becomes(&shop.client, PUSHES, &endpoints, before + 1.0).await;
+    let seen = other_app.seen();
+    for _ in 0..20 {
+        get().await;
+    }
+    assert_eq!(other_app.seen(), seen, "it has left");
+}
+
+#[tokio::test]
+async fn a_service_without_a_ready_pod_is_named_as_such() {
+    let shop = Shop::http().await;
+    shop.controlled.cart(&[shop.endpoint(false)]);
+    let mut client = Client::connect(shop.dial()).await.unwrap();
+    let answer = loop {
+        let answer = client.send("GET", "/", Bytes::new()).await.unwrap();
+        // Control may not have looked yet.
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.reason(), Some("no_ready_endpoint"));
+}
+
+#[tokio::test]
+async fn what_nobody_knows_goes_where_it_was_going() {
+    let controlled = Controlled::start().await;
+    let app = apps::echo_http().await.unwrap();
+    let client = controlled.client(&[app.address]).await;
+    let dial = client.addresses.redirected[0];
+    assert_eq!(apps::get(dial, "/").await.unwrap().status, 200);
+    metric_becomes(&client, PASSED_THROUGH, &[], 1.0).await;
+    let labels = [
+        "destination_service=\"PassthroughCluster\"",
+        "connection_security_policy=\"none\"",
+    ];
+    let opened = "istio_tcp_connections_opened_total";
+    metric_becomes(&client, opened, &labels, 1.0).await;
+}
+
+#[tokio::test]
+async fn without_control_what_is_known_stays_known_and_the_rest_passes_at_once() {
+    let elsewhere = apps::echo_http().await.unwrap();
+    let mut shop = Shop::http().await;
+    let mut config = shop.controlled.pod("web", "front-1", "127.0.0.5");
+    config.redirected_outbound = vec![
+        stands_for(CLUSTER_IP.parse().unwrap()),
+        stands_for(elsewhere.address),
+    ];
+    let client = shop.controlled.connected(config).await;
+    let [cart, outside] = client.addresses.redirected[..] else {
+        panic!("two listeners were asked for");
+    };
+    assert_eq!(apps::get(cart, "/").await.unwrap().status, 200);
+    let connected = "bulkhead_discovery_connected";
+    shop.controlled.stop_control().await;
+    metric_becomes(&client, connected, &[], 0.0).await;
+
+    assert_eq!(apps::get(cart, "/").await.unwrap().status, 200);
+    let begun = Instant::now();
+    assert_eq!(apps::get(outside, "/").await.unwrap().status, 200);
+    assert!(begun.elapsed().as_millis() < 2_000, "nobody is waited for");
+    metric_becomes(&client, PASSED_THROUGH, &[], 1.0).await;
+
+    // What changed meanwhile is known when control is back.
+    shop.controlled.cart(&[shop.endpoint(false)]);
+    shop.controlled.start_control().await;
+    metric_becomes(&client, connected, &[], 1.0).await;
+    let endpoints = ["kind=\"Endpoints\""];
+    metric_becomes(&client, PUSHES, &endpoints, 2.0).await;
+    assert_eq!(apps::get(cart, "/").await.unwrap().status, 503);
+}
+
+#[tokio::test]
+async fn a_new_policy_ends_what_it_does_not_permit_and_nothing_else() {
+    let shop = Shop::open(apps::server_first(b"").await.unwrap()).await;
+    let policy_is = async |mode: &str| {
+        let inbound = ["kind=\"Inbound\""];
+        let before = metrics::sum(&shop.server.monitoring, PUSHES, &inbound);
+        shop.controlled.mode(mode);
+        metric_becomes(&shop.server, PUSHES, &inbound, before + 1.0).await;
+    };
+    let echo = async |stream: &mut TcpStream| {
+        stream.write_all(b"still there?").await?;
+        stream.read_exact(&mut [0; 12]).await
+    };
+    policy_is("PERMISSIVE").await;
+    let mut mutual = TcpStream::connect(shop.dial()).await.unwrap();
+    echo(&mut mutual).await.unwrap();
+    let port = shop.server.addresses.inbound[0];
+    let mut plain = TcpStream::connect(port).await.unwrap();
+    echo(&mut plain).await.unwrap();
+
+    policy_is("STRICT").await;
+    let end = plain.read(&mut [0]).await;
+    assert!(end.is_err(), "plaintext is broken off: {end:?}");
+    echo(&mut mutual).await.unwrap();
+    let refused = apps::get(port, "/").await.unwrap();
+    assert_eq!(refused.reason(), Some("plaintext_refused"));
+    assert!(refused.body.contains("shop/default"), "{}", refused.body);
+    let refusals = "bulkhead_refusals_total";
+    metric_becomes(&shop.server, refusals, &["plaintext_refused"], 2.0).await;
+}
+
+#[tokio::test]
+async fn a_pod_reaches_itself_through_its_own_service() {
+    let controlled = Controlled::start().await;
+    let app = apps::echo_http().await.unwrap();
+    let ip = app.address.ip().to_string();
+    let mut config = controlled.pod("shop", "cart-0", &ip);
+    config.inbound = vec![on(&ip, app.address)];
+    config.redirected_outbound = vec![stands_for(CLUSTER_IP.parse().unwrap())];
+    controlled.mode("STRICT");
+    // Its endpoint is the application's own port: what a pod sends to itself is
+    // not redirected once the proxy sends it.
+    controlled.cart(&[("cart-0", app.address, true)]);
+    let proxy = controlled.connected(config).await;
+    let dial = proxy.addresses.redirected[0];
+    let answer = apps::get(dial, "/").await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (200, None));
+    metric_becomes(&proxy, PASSED_THROUGH, &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_proxy_never_speaks_to_itself_in_a_circle() {
+    let controlled = Controlled::start().await;
+    let mut config = controlled.pod("web", "front-0", "127.0.0.3");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let mut itself = stands_for(address);
+    itself.listen = address;
+    config.redirected_outbound = vec![itself];
+    let proxy = controlled.connected(config).await;
+    let request = b"GET / HTTP/1.1\r\n\r\n";
+    assert_eq!(apps::talk(address, request).await.unwrap(), None);
+    let refusals = "bulkhead_refusals_total";
+    metric_becomes(&proxy, refusals, &["destination_is_self"], 1.0).await;
+}
