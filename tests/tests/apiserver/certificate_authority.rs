@@ -155,6 +155,8 @@ async fn start_ca(server: &ApiServer, namespace: &Namespace, monitoring: &Monito
         ("BULKHEAD_CA_LISTEN", "127.0.0.1:0"),
         ("BULKHEAD_CA_MONITORING_LISTEN", "127.0.0.1:0"),
         ("BULKHEAD_CA_SERVER_NAMES", SERVER_NAME),
+        // All tests of this page share a cluster; see `trust_bundle`.
+        ("BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP", "none"),
     ]
     .into();
     let config = Config::from_env(&|name| settings.get(name).map(|value| (*value).to_owned()));

@@ -88,6 +88,18 @@ impl Cluster {
             ),
             may(&["create"], admission, configurations, &[]),
             may(&["create", "patch"], "events.k8s.io", "events", &[]),
+            may(
+                &["list", "watch"],
+                "emergency.bulkhead.io",
+                "injectionstops",
+                &[],
+            ),
+            may(
+                &["get"],
+                "rbac.authorization.k8s.io",
+                "clusterroles",
+                &[SERVICE_ACCOUNT],
+            ),
         ];
         let own = vec![
             may(
@@ -97,6 +109,7 @@ impl Cluster {
                 &["bulkhead-webhook-tls"],
             ),
             may(&["create"], "", "secrets", &[]),
+            may(&["create"], "", "pods", &[]),
         ];
         namespace.create_service_account(SERVICE_ACCOUNT).await;
         namespace

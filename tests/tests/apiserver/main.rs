@@ -12,17 +12,26 @@
 //! - [`pod_security`]: what a namespace has to allow.
 //! - [`registration`]: what the API server is told of the webhook, and when the
 //!   webhook is away.
+//! - [`self_test`]: when a replica is ready, and what goes with the
+//!   installation.
+//! - [`emergency`]: the kill switch, with every pod of ours dead.
 //! - [`renewal`]: its certificate changes while pods are created.
+//! - [`check`]: what `bulkhead check` finds.
+//! - [`trust_bundle`]: its roots, where pods find them.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
 mod annotations;
 mod certificate_authority;
+mod check;
 mod cluster;
 mod decision;
+mod emergency;
 mod events;
 mod other_plugins;
 mod pod_security;
 mod registration;
 mod renewal;
+mod self_test;
 mod stream;
+mod trust_bundle;
 mod workloads;

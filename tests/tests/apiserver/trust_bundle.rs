@@ -1,0 +1,282 @@
+//! The CA's roots, in a ConfigMap of every namespace.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use bulkhead_ca::app::{App, Dependencies};
+use bulkhead_ca::config::Config;
+use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_tests::api_server::ApiServer;
+use bulkhead_tests::namespace::{Namespace, may};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace as NamespaceObject, Secret};
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+
+use crate::cluster::until;
+
+const SYSTEM_NAMESPACE: &str = "bulkhead-system";
+const ACCOUNT: &str = "bulkhead-ca";
+const CONFIG_MAP: &str = "bulkhead-trust-bundle";
+/// The ClusterRole of the installation, which owns what the CA makes.
+const OWNER: &str = "bulkhead-ca";
+
+/// A CA in a cluster of its own, which may do what its documentation asks for
+/// and nothing else.
+struct Mesh {
+    server: ApiServer,
+    client: Client,
+    ca: App,
+    monitoring: Monitoring,
+    owner: ClusterRole,
+}
+
+impl Mesh {
+    async fn start(settings: &[(&str, &str)]) -> Self {
+        let server = ApiServer::start().await.expect("the API server starts");
+        let client = server.client().await;
+        let namespace = Namespace::create_named(&client, SYSTEM_NAMESPACE, &[], &[]).await;
+        namespace.create_service_account(ACCOUNT).await;
+        let owner = ClusterRole {
+            metadata: ObjectMeta {
+                name: Some(OWNER.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..ClusterRole::default()
+        };
+        let roles: Api<ClusterRole> = Api::all(client.clone());
+        let owner = roles.create(&PostParams::default(), &owner).await.unwrap();
+        // The table of the CA's lib.rs.
+        let roles = "rbac.authorization.k8s.io";
+        let of_the_cluster = vec![
+            may(&["create"], "authentication.k8s.io", "tokenreviews", &[]),
+            may(&["list", "watch"], "", "namespaces", &[]),
+            may(
+                &["list", "watch", "create", "patch"],
+                "",
+                "configmaps",
+                &[CONFIG_MAP],
+            ),
+            may(&["get"], roles, "clusterroles", &[OWNER]),
+        ];
+        let own = vec![
+            may(&["get", "update"], "", "secrets", &["bulkhead-ca"]),
+            may(&["create"], "", "secrets", &[]),
+        ];
+        namespace.grant_everywhere(ACCOUNT, of_the_cluster).await;
+        namespace.grant_here(ACCOUNT, own).await;
+        let monitoring = Monitoring::default();
+        let ca = start_ca(&server, &client, &monitoring, settings).await;
+        Self {
+            server,
+            client,
+            ca,
+            monitoring,
+            owner,
+        }
+    }
+
+    fn config_maps(&self, namespace: &str) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Waits until a namespace has the CA's roots.
+    async fn has_roots(&self, namespace: &str) -> ConfigMap {
+        let roots = self.ca.trust_bundle().to_pem();
+        let api = self.config_maps(namespace);
+        let found = until(async || {
+            let found = api.get_opt(CONFIG_MAP).await.unwrap()?;
+            (found.data.as_ref()?.get("ca.crt") == Some(&roots)).then_some(found)
+        });
+        found.await.expect("the roots come by themselves")
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let metrics = self.monitoring.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(0, |value| value.trim().parse().expect("a number"))
+    }
+}
+
+async fn start_ca(
+    server: &ApiServer,
+    client: &Client,
+    monitoring: &Monitoring,
+    settings: &[(&str, &str)],
+) -> App {
+    let namespace = Namespace::existing(client, SYSTEM_NAMESPACE);
+    let token = namespace.token(ACCOUNT, None, None).await;
+    let usual = [
+        ("BULKHEAD_CA_LISTEN", "127.0.0.1:0"),
+        ("BULKHEAD_CA_MONITORING_LISTEN", "127.0.0.1:0"),
+        ("BULKHEAD_CA_OWNER", OWNER),
+    ];
+    let all: BTreeMap<_, _> = usual.iter().chain(settings).copied().collect();
+    let config = Config::from_env(&|name| all.get(name).map(|value| (*value).to_owned()));
+    let given = Dependencies {
+        kube: Some(server.client_with_token(token).await),
+        monitoring: monitoring.clone(),
+        ..Dependencies::default()
+    };
+    App::start(config.expect("the settings are good"), given)
+        .await
+        .expect("the CA may do all that it needs")
+}
+
+#[tokio::test]
+async fn every_namespace_but_kubernetes_own_gets_the_roots_and_a_new_one_within_a_second() {
+    let mesh = Mesh::start(&[]).await;
+    for namespace in ["default", SYSTEM_NAMESPACE] {
+        let found = mesh.has_roots(namespace).await;
+        let owners = found.metadata.owner_references.unwrap_or_default();
+        assert_eq!(owners.len(), 1);
+        assert_eq!(Some(&owners[0].uid), mesh.owner.metadata.uid.as_ref());
+        assert_eq!(owners[0].kind, "ClusterRole");
+    }
+    let namespaces: Api<NamespaceObject> = Api::all(mesh.client.clone());
+    let object = NamespaceObject {
+        metadata: ObjectMeta {
+            name: Some("shop".to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..NamespaceObject::default()
+    };
+    namespaces
+        .create(&PostParams::default(), &object)
+        .await
+        .unwrap();
+    let created = Instant::now();
+    mesh.has_roots("shop").await;
+    let took = created.elapsed();
+    assert!(took.as_secs_f64() < 1.0, "it took {took:?}");
+
+    for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
+        let found = mesh
+            .config_maps(namespace)
+            .get_opt(CONFIG_MAP)
+            .await
+            .unwrap();
+        assert!(found.is_none(), "{namespace} is left untouched");
+    }
+    assert_eq!(mesh.metric("bulkhead_ca_trust_bundle_failures_total"), 0);
+}
+
+#[tokio::test]
+async fn a_bundle_that_somebody_changed_or_deleted_is_put_right() {
+    let mesh = Mesh::start(&[]).await;
+    mesh.has_roots("default").await;
+    let api = mesh.config_maps("default");
+    let forged = Patch::Merge(json!({"data": {"ca.crt": "another", "theirs": "stays"}}));
+    api.patch(CONFIG_MAP, &PatchParams::default(), &forged)
+        .await
+        .unwrap();
+    let mended = mesh.has_roots("default").await;
+    assert_eq!(mended.data.unwrap()["theirs"], "stays");
+
+    api.delete(CONFIG_MAP, &DeleteParams::default())
+        .await
+        .unwrap();
+    mesh.has_roots("default").await;
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_right_is_not_written_again_by_a_restart_or_a_second_replica() {
+    let mesh = Mesh::start(&[]).await;
+    let before = mesh.has_roots("default").await;
+    let monitoring = Monitoring::default();
+    let second = start_ca(&mesh.server, &mesh.client, &monitoring, &[]).await;
+    let looked = until(async || {
+        let metrics = monitoring.metrics();
+        let all = Api::<ConfigMap>::all(mesh.client.clone());
+        let ours = ListParams::default().fields(&format!("metadata.name={CONFIG_MAP}"));
+        let count = all.list(&ours).await.unwrap().items.len();
+        let line = format!("bulkhead_ca_trust_bundle_namespaces {count}");
+        metrics
+            .lines()
+            .any(|found| found == line)
+            .then_some(metrics)
+    });
+    let metrics = looked
+        .await
+        .expect("the second replica looks at every namespace");
+    assert!(
+        metrics.contains("bulkhead_ca_trust_bundle_writes_total 0"),
+        "{metrics}"
+    );
+    let after = mesh.has_roots("default").await;
+    assert_eq!(before.resource_version(), after.resource_version());
+    drop(second);
+}
+
+#[tokio::test]
+async fn another_root_reaches_every_namespace() {
+    let mesh = Mesh::start(&[]).await;
+    mesh.has_roots("default").await;
+    let before = mesh.ca.trust_bundle().to_pem();
+
+    // As whoever rotates the root would store it: beside the old one.
+    let other = Mesh::start(&[]).await.ca.trust_bundle().to_pem();
+    let secrets: Api<Secret> = Api::namespaced(mesh.client.clone(), SYSTEM_NAMESPACE);
+    let both = ByteString(format!("{before}{other}").into_bytes());
+    let both = Patch::Merge(json!({"data": {"roots.pem": both}}));
+    secrets
+        .patch("bulkhead-ca", &PatchParams::default(), &both)
+        .await
+        .unwrap();
+    let restarted = start_ca(&mesh.server, &mesh.client, &Monitoring::default(), &[]).await;
+    let mesh = Mesh {
+        ca: restarted,
+        ..mesh
+    };
+    assert_ne!(mesh.ca.trust_bundle().to_pem(), before);
+    mesh.has_roots("default").await;
+    mesh.has_roots(SYSTEM_NAMESPACE).await;
+}
+
+#[tokio::test]
+async fn nothing_is_written_once_the_installation_is_gone_and_its_objects_are_collected() {
+    let mesh = Mesh::start(&[]).await;
+    mesh.has_roots("default").await;
+    let roles: Api<ClusterRole> = Api::all(mesh.client.clone());
+    roles.delete(OWNER, &DeleteParams::default()).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(mesh.client.clone(), SYSTEM_NAMESPACE);
+    let gone = until(async || {
+        let config_map = mesh
+            .config_maps("default")
+            .get_opt(CONFIG_MAP)
+            .await
+            .unwrap();
+        let secret = secrets.get_opt("bulkhead-ca").await.unwrap();
+        (config_map.is_none() && secret.is_none()).then_some(())
+    });
+    gone.await
+        .expect("Kubernetes collects what the ClusterRole owned");
+    Namespace::create_named(&mesh.client, "late", &[], &[]).await;
+    // The CA has looked at it once it counts a namespace that lacks the bundle.
+    let looked =
+        until(async || (mesh.metric("bulkhead_ca_trust_bundle_namespaces ") == 0).then_some(()));
+    looked.await.expect("no namespace has the bundle any more");
+    let late = mesh.config_maps("late").get_opt(CONFIG_MAP).await.unwrap();
+    assert!(late.is_none());
+}
+
+#[tokio::test]
+async fn keys_that_are_to_be_kept_have_no_owner_that_takes_them_along() {
+    let mesh = Mesh::start(&[]).await;
+    let secrets: Api<Secret> = Api::namespaced(mesh.client.clone(), SYSTEM_NAMESPACE);
+    let owners = async || {
+        let secret = secrets.get("bulkhead-ca").await.unwrap();
+        secret.metadata.owner_references.unwrap_or_default().len()
+    };
+    assert_eq!(owners().await, 1);
+    let keep = [("BULKHEAD_CA_KEEP_KEYS", "true")];
+    let kept = start_ca(&mesh.server, &mesh.client, &Monitoring::default(), &keep).await;
+    assert_eq!(owners().await, 0);
+    assert_eq!(
+        kept.trust_bundle().to_pem(),
+        mesh.ca.trust_bundle().to_pem(),
+        "and the keys are the same"
+    );
+}
