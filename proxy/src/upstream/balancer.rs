@@ -98,8 +98,12 @@ impl Upstream {
     ) -> Self {
         let original = original.map(|address| Peer::new(address, None));
         // Until something is known, everything goes where it was going.
+        let address = original.as_ref().map(|peer| peer.address.to_string());
         let known = Known {
-            targets: Arc::default(),
+            targets: Arc::new(Targets {
+                service: address.unwrap_or_default(),
+                ..Targets::default()
+            }),
             peers: original.clone().into_iter().collect(),
         };
         let targets = source.borrow().clone();
