@@ -10,8 +10,9 @@ use bulkhead_core::sidecar::{SidecarConfig, default_trust_domain};
 use bulkhead_proxy::app::{Dependencies, Proxy};
 use bulkhead_tests::apps::{self, Client};
 use bulkhead_tests::balancer::Balancer;
+use bulkhead_tests::metrics;
 use hyper::body::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::controlled::{Controlled, on, stands_for};
@@ -76,51 +77,112 @@ impl Load {
     }
 }
 
+/// `web/front` calls `shop/cart`, both STRICT, at an address where the cluster
+/// itself sends connections to the server too.
+struct Strict {
+    controlled: Controlled,
+    server: Proxy,
+    client: Proxy,
+    _app: apps::App,
+    _kube_proxy: Balancer,
+}
+
+impl Strict {
+    async fn start() -> Self {
+        let app = apps::echo_http().await.unwrap();
+        let controlled = Controlled::start().await;
+        controlled.mode("STRICT");
+        let server = controlled.server("cart-0", "127.0.0.2", app.address).await;
+        let kube_proxy = Balancer::start().await;
+        kube_proxy.set([server.addresses.inbound[0]]);
+        let endpoint = ("cart-0", server.addresses.inbound[0], true);
+        controlled.service(kube_proxy.address(), &[endpoint]);
+        let client = controlled.client(&[kube_proxy.address()]).await;
+        Self {
+            controlled,
+            server,
+            client,
+            _app: app,
+            _kube_proxy: kube_proxy,
+        }
+    }
+
+    fn dial(&self) -> SocketAddr {
+        self.client.addresses.redirected[0]
+    }
+
+    /// Bytes of new connections pass as they are.
+    async fn passes_through(&self) {
+        let through = "bulkhead_passthrough_connections_total";
+        let before = metrics::sum(&self.client.monitoring, through, &[]);
+        assert_eq!(apps::get(self.dial(), "/").await.unwrap().status, 200);
+        let after = metrics::sum(&self.client.monitoring, through, &[]);
+        assert!(after > before, "it was not looked at");
+    }
+
+    /// Policy is what it was, and nothing was refused until it was asked.
+    async fn is_strict_again(&self) {
+        for proxy in [&self.client, &self.server] {
+            metric_becomes(proxy, "bulkhead_bypass", &["off"], 1.0).await;
+            metric_becomes(proxy, "bulkhead_refusals_total", &[], 0.0).await;
+        }
+        let port = self.server.addresses.inbound[0];
+        let refused = apps::get(port, "/").await.unwrap();
+        assert_eq!(refused.reason(), Some("plaintext_refused"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn from_strict_on_both_sides_no_request_is_refused_on_the_way_there_and_back() {
-    let app = apps::echo_http().await.unwrap();
-    let controlled = Controlled::start().await;
-    controlled.mode("STRICT");
-    let server = controlled.server("cart-0", "127.0.0.2", app.address).await;
-    // What the cluster itself does with the Service's address.
-    let kube_proxy = Balancer::start().await;
-    kube_proxy.set([server.addresses.inbound[0]]);
-    let endpoint = ("cart-0", server.addresses.inbound[0], true);
-    controlled.service(kube_proxy.address(), &[endpoint]);
-    let client = controlled.client(&[kube_proxy.address()]).await;
-    let plain = "bulkhead_plaintext_connections_total";
-    let load = Load::start(client.addresses.redirected[0]);
+    let mesh = Strict::start().await;
+    let load = Load::start(mesh.dial());
     load.more(100).await;
-    metric_becomes(&server, plain, &[], 0.0).await;
+    let plain = "bulkhead_plaintext_connections_total";
+    metric_becomes(&mesh.server, plain, &[], 0.0).await;
 
     let accept = r#"{"phase": "accept", "by": "ada", "reason": "the CA is gone"}"#;
     let forward = r#"{"phase": "forward", "by": "ada", "reason": "the CA is gone"}"#;
     for phase in [accept, forward] {
-        for proxy in [&server, &client] {
+        for proxy in [&mesh.server, &mesh.client] {
             assert_eq!(order(proxy, phase).await["by"], "ada");
         }
         load.more(100).await;
     }
-    let new = Client::connect(client.addresses.redirected[0]).await;
-    let answer = new.unwrap().send("GET", "/", Bytes::new()).await.unwrap();
-    assert_eq!(answer.status, 200);
-    let through = "bulkhead_passthrough_connections_total";
-    let passed = bulkhead_tests::metrics::sum(&client.monitoring, through, &[]);
-    assert!(passed >= 1.0, "bytes pass as they are");
-    metric_becomes(&client, "bulkhead_bypass", &["forward"], 1.0).await;
-
+    mesh.passes_through().await;
     for phase in [accept, r#"{"phase": "off"}"#] {
-        for proxy in [&client, &server] {
+        for proxy in [&mesh.client, &mesh.server] {
             order(proxy, phase).await;
         }
         load.more(100).await;
     }
     load.finish().await;
-    metric_becomes(&client, "bulkhead_bypass", &["off"], 1.0).await;
-    let refused = apps::get(server.addresses.inbound[0], "/").await.unwrap();
-    assert_eq!(refused.reason(), Some("plaintext_refused"));
-    metric_becomes(&server, "bulkhead_refusals_total", &[], 1.0).await;
-    metric_becomes(&client, "bulkhead_refusals_total", &[], 0.0).await;
+    mesh.is_strict_again().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bypass_that_is_written_down_reaches_every_proxy_and_ends_with_its_deletion() {
+    let mesh = Strict::start().await;
+    let load = Load::start(mesh.dial());
+    load.more(50).await;
+    let bypass = json!({
+        "apiVersion": "emergency.bulkhead.io/v1alpha1",
+        "kind": "Bypass",
+        "metadata": {"name": "everything", "namespace": "bulkhead-system"},
+        "spec": {"reason": "the CA is gone", "by": "ada"},
+    });
+    mesh.controlled.apply("bypass", &bypass);
+    for proxy in [&mesh.server, &mesh.client] {
+        metric_becomes(proxy, "bulkhead_bypass", &["forward"], 1.0).await;
+    }
+    load.more(50).await;
+    mesh.passes_through().await;
+    mesh.controlled.delete("bypass");
+    for proxy in [&mesh.server, &mesh.client] {
+        metric_becomes(proxy, "bulkhead_bypass", &["off"], 1.0).await;
+    }
+    load.more(50).await;
+    load.finish().await;
+    mesh.is_strict_again().await;
 }
 
 /// A proxy in a place where there is no CA and no control, and never was.

@@ -57,6 +57,11 @@ impl Controlled {
         std::fs::rename(unfinished, path).unwrap();
     }
 
+    pub(crate) fn delete(&self, name: &str) {
+        let path = self.manifests.path().join(format!("{name}.json"));
+        std::fs::remove_file(path).unwrap();
+    }
+
     /// The settings of a pod's proxy; control is told of the pod.
     pub(crate) fn pod(&self, namespace: &str, name: &str, ip: &str) -> SidecarConfig {
         let account = name.split('-').next().unwrap();
