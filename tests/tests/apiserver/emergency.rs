@@ -304,14 +304,16 @@ async fn who_may_stop_injection_may_do_that_there_and_nothing_else() {
     let stop = InjectionStop::new("stop", object(json!({"reason": "a drill"})));
     let bypass = Bypass::new("bypass", object(json!({"reason": "a drill"})));
     let create = PostParams::default();
-    let here = |client: &Client| Api::namespaced(client.clone(), namespace.name());
+    let stops: Api<InjectionStop> = Api::namespaced(ada.clone(), namespace.name());
+    let bypasses: Api<Bypass> = Api::namespaced(ada.clone(), namespace.name());
+    let jobs: Api<Job> = Api::namespaced(ada.clone(), namespace.name());
 
-    here(&ada).create(&create, &stop).await.unwrap();
+    stops.create(&create, &stop).await.unwrap();
     let not_here: Api<InjectionStop> = Api::namespaced(ada.clone(), elsewhere.name());
     is_forbidden(not_here.create(&create, &stop).await);
     let whole_mesh: Api<InjectionStop> = Api::namespaced(ada.clone(), SYSTEM_NAMESPACE);
     is_forbidden(whole_mesh.create(&create, &stop).await);
-    is_forbidden(here(&ada).create(&create, &bypass).await);
+    is_forbidden(bypasses.create(&create, &bypass).await);
 
     // The time limit is a Job, and must not be a way to run pods.
     let job = |completions: u32| -> Job {
@@ -322,9 +324,8 @@ async fn who_may_stop_injection_may_do_that_there_and_nothing_else() {
             }}},
         }))
     };
-    here(&ada).create(&create, &job(0)).await.unwrap();
-    here(&ada)
-        .create(&create, &job(1))
+    jobs.create(&create, &job(0)).await.unwrap();
+    jobs.create(&create, &job(1))
         .await
         .expect_err("that Job would run a pod");
 }
@@ -354,7 +355,7 @@ async fn off_for_the_whole_mesh_leaves_kubernetes_and_unmeshed_pods_alone_and_is
     bulkhead(&server, &["off", "--reason", "a drill"])
         .await
         .unwrap();
-    is_stored_without(&meshed, &a_pod("cart").build()).await;
+    is_stored_without(&meshed, &a_pod("stored").build()).await;
     let warning = warnings(&client, &meshed).await;
     assert!(
         warning.contains("injection is stopped (admin: a drill)"),
