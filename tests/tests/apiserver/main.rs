@@ -18,12 +18,14 @@
 //! - [`renewal`]: its certificate changes while pods are created.
 //! - [`check`]: what `bulkhead check` finds.
 //! - [`trust_bundle`]: its roots, where pods find them.
+//! - [`control`]: what changes in the cluster reaches proxies.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
 mod annotations;
 mod certificate_authority;
 mod check;
 mod cluster;
+mod control;
 mod decision;
 mod emergency;
 mod events;
