@@ -66,9 +66,12 @@ async fn stop_injection(client: &Client) -> InjectionStop {
     let definition = InjectionStop::crd();
     let name = definition.name_any();
     let parameters = PostParams::default();
-    definitions.create(&parameters, &definition).await.unwrap();
+    definitions
+        .create(&parameters, &definition)
+        .await
+        .expect("the administrator may define kinds");
     let served = await_condition(definitions, &name, conditions::is_crd_established());
-    served.await.unwrap();
+    served.await.expect("the administrator may define kinds");
     let terms = Terms {
         reason: "checkout is down".to_owned(),
         ..Terms::default()

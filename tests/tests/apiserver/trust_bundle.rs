@@ -47,7 +47,10 @@ impl Mesh {
             ..ClusterRole::default()
         };
         let roles: Api<ClusterRole> = Api::all(client.clone());
-        let owner = roles.create(&PostParams::default(), &owner).await.unwrap();
+        let owner = roles
+            .create(&PostParams::default(), &owner)
+            .await
+            .expect("the administrator may do this");
         // The table of the CA's lib.rs.
         let roles = "rbac.authorization.k8s.io";
         let of_the_cluster = vec![
@@ -87,7 +90,10 @@ impl Mesh {
         let roots = self.ca.trust_bundle().to_pem();
         let api = self.config_maps(namespace);
         let found = until(async || {
-            let found = api.get_opt(CONFIG_MAP).await.unwrap()?;
+            let found = api
+                .get_opt(CONFIG_MAP)
+                .await
+                .expect("the administrator may do this")?;
             (found.data.as_ref()?.get("ca.crt") == Some(&roots)).then_some(found)
         });
         found.await.expect("the roots come by themselves")
