@@ -8,12 +8,12 @@ use bulkhead_core::discovery::{
     ServicePort as ServicePortName,
 };
 use bulkhead_core::identity::SpiffeId;
-use bulkhead_core::policy::peer_authentication::{self, Workload};
+use bulkhead_core::policy::peer_authentication::{self, PeerAuthentication, Workload};
 use bulkhead_core::policy::{InboundPolicy, MtlsMode};
 use bulkhead_core::protocol::{OPAQUE_PORTS, Protocol};
 
 use super::Index;
-use crate::object::{Key, Pod, ServicePort, SliceEndpoint};
+use crate::object::{Key, Name, Pod, ServicePort, SliceEndpoint};
 
 impl Index {
     /// What a pod accepts; nothing where there is no such pod.
@@ -163,7 +163,21 @@ impl Index {
             labels: &pod.labels,
         };
         let roots = &self.settings.root_namespaces;
-        peer_authentication::effective(workload, base, roots, self.policies.values())
+        // A cluster may have thousands of policies; those of other namespaces
+        // are not even looked at.
+        let elsewhere = roots.iter().filter(|root| ***root != *key.namespace);
+        let namespaces = elsewhere.map(String::as_str).chain([&*key.namespace]);
+        let policies = namespaces.flat_map(|namespace| self.policies_of(namespace));
+        peer_authentication::effective(workload, base, roots, policies)
+    }
+
+    fn policies_of(&self, namespace: &str) -> impl Iterator<Item = &PeerAuthentication> {
+        let first = Key::new(namespace, "");
+        let here = Name::clone(&first.namespace);
+        let policies = self.policies.range(first..);
+        policies
+            .take_while(move |(key, _)| key.namespace == here)
+            .map(|(_, policy)| policy)
     }
 }
 
