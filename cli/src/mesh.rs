@@ -21,6 +21,7 @@ use bulkhead_pki::serving::ServerName;
 use bulkhead_proxy::app::{Dependencies, Proxy};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Readiness;
 use tempfile::TempDir;
 
 /// What the tokens of an embedded mesh say their issuer is.
@@ -30,7 +31,9 @@ pub const TOKEN_ISSUER: &str = "https://issuer.bulkhead.local";
 const CA_DRAIN: Duration = Duration::from_secs(5);
 /// How long a proxy, or control, may take to get its first certificate.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
-/// How often control is asked whether it is ready.
+/// How a proxy is told that there is no control.
+const NO_CONTROL: &str = "none";
+/// How often a program is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(5);
 
 /// A CA and whatever proxies are started with it. Dropping it stops the CA and
@@ -127,15 +130,7 @@ impl Mesh {
         let control = control::App::start(config, given)
             .await
             .context("starting control failed")?;
-        let readiness = &control.monitoring().readiness;
-        let until_ready = async {
-            while !readiness.missing().is_empty() {
-                tokio::time::sleep(READY_POLL).await;
-            }
-        };
-        tokio::time::timeout(FIRST_CERTIFICATE, until_ready)
-            .await
-            .map_err(|_| anyhow::anyhow!("control waits for {}", readiness.missing().join(", ")))?;
+        until_ready("control", &control.monitoring().readiness).await?;
         Ok(control)
     }
 
@@ -207,10 +202,13 @@ impl Mesh {
         config.status_address = on_loopback(0);
         config.admin_address = on_loopback(0);
         config.inbound = Vec::new();
+        // Whoever starts a control says so.
+        config.control_address = NO_CONTROL.to_owned();
         Ok(config)
     }
 
-    /// Starts a proxy and waits for its first certificate.
+    /// Starts a proxy and waits for its first certificate, and for control where
+    /// it is told of one.
     pub async fn proxy(&self, config: SidecarConfig) -> anyhow::Result<Proxy> {
         let dependencies = Dependencies {
             clock: self.clock.clone(),
@@ -224,8 +222,21 @@ impl Mesh {
             .ok()
             .flatten()
             .with_context(|| format!("{name} got no certificate within {FIRST_CERTIFICATE:?}"))?;
+        until_ready(&name, &proxy.monitoring.readiness).await?;
         Ok(proxy)
     }
+}
+
+async fn until_ready(who: &str, readiness: &Readiness) -> anyhow::Result<()> {
+    let ready = async {
+        while !readiness.missing().is_empty() {
+            tokio::time::sleep(READY_POLL).await;
+        }
+    };
+    let waited = tokio::time::timeout(FIRST_CERTIFICATE, ready).await;
+    waited
+        .ok()
+        .with_context(|| format!("{who} waits for {}", readiness.missing().join(", ")))
 }
 
 /// A listener on a free port, for an application at `forward`.

@@ -57,7 +57,7 @@ fn two_demos_at_once_prove_every_promised_step_in_its_order() {
         .collect();
     let steps: Vec<_> = lines.iter().map(|line| line["step"].as_str()).collect();
     let promised = promised();
-    assert_eq!(promised.len(), 14);
+    assert_eq!(promised.len(), 15);
     let expected: Vec<_> = promised.iter().map(|step| Some(step.as_str())).collect();
     assert_eq!(steps, expected, "{json}");
     for line in &lines {
@@ -69,7 +69,7 @@ fn two_demos_at_once_prove_every_promised_step_in_its_order() {
 
     let text = String::from_utf8(for_people.stdout).unwrap();
     assert!(for_people.status.success(), "{text}");
-    assert!(text.contains("14 of 14 held"), "{text}");
+    assert!(text.contains("15 of 15 held"), "{text}");
     assert!(
         !text.contains('\x1b'),
         "no terminal, no escape codes:\n{text}"

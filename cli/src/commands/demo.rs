@@ -1,13 +1,14 @@
 //! `bulkhead demo`: everything that Bulkhead does, shown on this machine.
 //!
 //! ```text
-//!  steps ──▶ step ──▶ stage (webhook, CA, proxies, applications; all real)
+//!  steps ──▶ step ──▶ stage (webhook, CA, control, proxies, applications; all real)
 //!              └────▶ Proof, or what was expected and seen ──▶ narrator ──▶ stdout
 //! ```
 //!
 //! - `story`: what a step is, and what comes of it.
 //! - `steps`: the steps, in their order; one file for each group.
-//! - `stage`: what the steps share, started when the first one needs it.
+//! - `stage`: what the steps share, started when the first one needs it;
+//!   `manifests`: what control is told of it.
 //! - Who acts on it: `reviewer` (the API server's part), `application`, `load`
 //!   (visitors), `wiretap` (a stranger); and what they speak and read: `http`,
 //!   `wire`.
@@ -34,6 +35,7 @@ mod application;
 mod http;
 mod keep;
 mod load;
+mod manifests;
 mod narrator;
 mod reviewer;
 mod stage;
@@ -51,7 +53,7 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Watch everything work, on this machine alone.
 ///
-/// Runs the webhook, the certificate authority and several proxies in one
+/// Runs the webhook, the certificate authority, control and several proxies in one
 /// process, on free ports of loopback, and proves step by step what they do.
 /// Needs no cluster and no root. The exit code is 0 only when every proof held.
 #[derive(Debug, Args)]

@@ -1,4 +1,5 @@
-//! What the steps share: a webhook, a CA, and two workloads with their proxies.
+//! What the steps share: a webhook, a CA, control, and two workloads with their
+//! proxies.
 //! Each is started by the first step that needs it.
 //!
 //! ```text
@@ -6,7 +7,8 @@
 //!                            │                              ├─▶ metrics      PERMISSIVE
 //!                            │                              └─▶ own TLS      PERMISSIVE
 //!                            ├─▶ cart-0's proxy, expected to be shop/orders
-//!                            └─▶ cart-0's or cart-1's proxy ─▶ cart          STRICT
+//!                            └─▶ the Service cart, of which control says what it is:
+//!                                cart-0's or cart-1's proxy ─▶ cart          STRICT
 //! ```
 
 use std::net::SocketAddr;
@@ -14,13 +16,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bulkhead_control::app::App as Control;
 use bulkhead_core::policy::MtlsMode;
+use bulkhead_core::sidecar::RedirectedListener;
 use bulkhead_pki::serving::{ServerName, ServingAuthority, ServingCertificate};
 use bulkhead_proxy::app::Proxy;
 use bulkhead_runtime::clock::Clock;
 use tokio::sync::watch;
 
 use super::application::Application;
+use super::manifests;
 use super::reviewer::Reviewer;
 use super::wiretap::Wiretap;
 use crate::mesh::{self, Mesh};
@@ -87,7 +92,8 @@ impl Stage {
     /// The two workloads, and the CA that they have their certificates from.
     pub(super) async fn workloads(&mut self) -> anyhow::Result<(&mut Mesh, &mut Workloads)> {
         if self.workloads.is_none() {
-            let workloads = Workloads::start(self.mesh().await?).await?;
+            let directory = self.directory.clone();
+            let workloads = Workloads::start(self.mesh().await?, &directory).await?;
             self.workloads = Some(workloads);
         }
         let mesh = self.mesh.as_mut().context("the CA does not run")?;
@@ -107,6 +113,7 @@ pub(super) struct Workloads {
     pub(super) replica_application: Application,
     pub(super) own_tls: OwnTls,
     pub(super) wiretap: Wiretap,
+    _control: Control,
     /// Behind the port that is PERMISSIVE.
     _metrics_application: Application,
     _own_tls_application: Application,
@@ -119,7 +126,7 @@ pub(super) struct OwnTls {
 }
 
 impl Workloads {
-    async fn start(mesh: &Mesh) -> anyhow::Result<Self> {
+    async fn start(mesh: &Mesh, directory: &Path) -> anyhow::Result<Self> {
         let own_tls = OwnTls::new()?;
         let cart_application = Application::start("cart-0", None).await?;
         let metrics_application = Application::start("cart-0's metrics", None).await?;
@@ -149,13 +156,20 @@ impl Workloads {
 
         let first = cart.addresses.inbound[0];
         let wiretap = Wiretap::start(first).await?;
-        let both = [first, replica.addresses.inbound[0]];
+        let both = [("cart-0", first), ("cart-1", replica.addresses.inbound[0])];
+        let manifests = manifests::write(directory, &both)?;
+        let any_port = SocketAddr::new(first.ip(), 0);
+        let control = mesh.start_control(&manifests, any_port).await?;
         let mut config = mesh.workload("web", "front")?;
         config.pod_name = "front-0".to_owned();
+        config.control_address = control.address().to_string();
+        config.redirected_outbound = vec![RedirectedListener {
+            listen: any_port,
+            destination: Some(manifests::CART),
+        }];
         config.outbound = vec![
             mesh::upstream(mesh, "shop", "cart", &[wiretap.address])?,
             mesh::upstream(mesh, "shop", "orders", &[first])?,
-            mesh::upstream(mesh, "shop", "cart", &both)?,
         ];
         let front = mesh.proxy(config).await?;
         Ok(Self {
@@ -166,6 +180,7 @@ impl Workloads {
             replica_application,
             own_tls,
             wiretap,
+            _control: control,
             _metrics_application: metrics_application,
             _own_tls_application: own_tls_application,
         })
@@ -181,9 +196,9 @@ impl Workloads {
         self.front.addresses.outbound[1]
     }
 
-    /// Where it dials cart, whichever replica.
+    /// Where it dials the Service cart, whichever replica answers.
     pub(super) fn dial_replicas(&self) -> SocketAddr {
-        self.front.addresses.outbound[2]
+        self.front.addresses.redirected[0]
     }
 
     /// Cart's port that accepts mesh mTLS only.

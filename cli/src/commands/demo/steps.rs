@@ -56,6 +56,13 @@ pub(super) const ALL: &[Step] = &[
         prove: |stage| Box::pin(traffic::mtls(stage)),
     },
     Step {
+        name: "discovery",
+        title: "front dials the Service cart by its address, and control says what that is.",
+        why: "Nobody lists upstreams by hand. A proxy asks when its application first dials, and is \
+              told of each change, so it knows what its application uses and nothing else.",
+        prove: |stage| Box::pin(traffic::discovery(stage)),
+    },
+    Step {
         name: "permissive-counts-plaintext",
         title: "A client without a sidecar calls a PERMISSIVE port: it is served, and counted.",
         why: "So you see who would break before you turn STRICT on.",

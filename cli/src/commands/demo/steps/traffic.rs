@@ -1,5 +1,7 @@
 //! What goes over the wire, and what does not.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 use bulkhead_core::alpn;
 use bulkhead_core::reason::Reason;
@@ -10,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::commands::demo::http::{self, Connection};
+use crate::commands::demo::manifests;
 use crate::commands::demo::stage::{Stage, Workloads};
 use crate::commands::demo::story::{Proof, expect};
 use crate::commands::demo::wire::{self, ServerHello};
@@ -78,6 +81,46 @@ pub(super) async fn mtls(stage: &mut Stage) -> anyhow::Result<Proof> {
         ))
         .with(format!("key exchange {}, ALPN {}", hello.group_name(), offered.join(", ")))
         .with(format!("cart's istio_requests_total has {}", labels[0])))
+}
+
+pub(super) async fn discovery(stage: &mut Stage) -> anyhow::Result<Proof> {
+    const REQUESTS: usize = 8;
+    let (_, workloads) = stage.workloads().await?;
+    let mut connection = Connection::to(workloads.dial_replicas()).await?;
+    let mut answered = BTreeMap::<String, usize>::new();
+    for _ in 0..REQUESTS {
+        let answer = connection.get("/").await?;
+        expect(answer.status == 200, "200 from a replica", answer.shown())?;
+        let who = answer.body.split(':').next().unwrap_or_default();
+        *answered.entry(who.to_owned()).or_default() += 1;
+    }
+    let shares = answered.iter().map(|(who, count)| format!("{who} {count}"));
+    let shares: Vec<_> = shares.collect();
+    expect(
+        answered.len() == 2,
+        "both replicas to have answered",
+        shares.join(", "),
+    )?;
+    let labels = [
+        "destination_service=\"cart.shop.svc.cluster.local\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/cart\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    let status = workloads.front.addresses.status;
+    http::metric_exceeds(status, "istio_requests_total", &labels, 0.0).await?;
+    let known = http::metric(status, "bulkhead_discovery_destinations", &[]).await?;
+    Ok(
+        Proof::new("found when it was dialled, and spread over its pods")
+            .with(format!(
+                "{REQUESTS} requests to {} on one connection: {}",
+                manifests::CART,
+                shares.join(", ")
+            ))
+            .with(format!("front's istio_requests_total has {}", labels[0]))
+            .with(format!(
+                "front's proxy knows {known} destination: the one that was dialled"
+            )),
+    )
 }
 
 pub(super) async fn permissive_counts_plaintext(stage: &mut Stage) -> anyhow::Result<Proof> {
