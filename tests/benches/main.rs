@@ -20,10 +20,12 @@
 //! - `results`: figures, their table and their lines in a file.
 //! - `machine`: what the figures were measured on.
 //! - `authority`: a running CA, with identities for everybody.
-//! - `webhook`, `ca`, `proxy`: the benchmarks.
+//! - `webhook`, `ca`, `proxy`: the benchmarks of one program each.
+//! - `cluster`: those of the whole, in a real cluster.
 
 mod authority;
 mod ca;
+mod cluster;
 mod http1;
 mod load;
 mod machine;
@@ -58,6 +60,7 @@ async fn run(settings: Settings) -> Result<()> {
             Bench::Webhook => webhook::run(&settings, &mut journal).await?,
             Bench::Ca => ca::run(&settings, &mut journal).await?,
             Bench::Proxy => proxy::run(&settings, &mut journal).await?,
+            Bench::Cluster => cluster::run(&settings, &mut journal).await?,
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ pub(crate) enum Bench {
     Webhook,
     Ca,
     Proxy,
+    Cluster,
 }
 
 /// What a run is told.
@@ -63,6 +64,7 @@ impl Command {
                 "webhook" => settings.benches.push(Bench::Webhook),
                 "ca" => settings.benches.push(Bench::Ca),
                 "proxy" => settings.benches.push(Bench::Proxy),
+                "cluster" => settings.benches.push(Bench::Cluster),
                 "--programs" => settings.programs = value()?.into(),
                 "--results" => settings.results = value()?.into(),
                 "--nginx" => settings.nginx = Some(value()?.into()),
