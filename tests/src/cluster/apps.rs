@@ -425,7 +425,10 @@ impl<'a> Load<'a> {
     /// Where a request failed, with what failed.
     pub async fn has_not_failed(&self) {
         let counts = self.counts().await;
-        assert_eq!(counts.failed, 0, "{}: {counts:?}", self.app.name);
+        if counts.failed > 0 {
+            let state = self.app.state().await;
+            panic!("{}: {counts:?}\n{state}", self.app.name);
+        }
     }
 
     pub fn app(&self) -> &App<'a> {

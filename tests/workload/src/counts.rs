@@ -17,6 +17,8 @@ pub enum Outcome {
         status: u16,
         /// Which pod says that it answered.
         by: Option<String>,
+        /// The beginning of the body, for people.
+        said: String,
     },
     /// No whole answer came.
     Failed {
@@ -68,7 +70,7 @@ impl Counts {
     /// A request has ended `at` this time since the load began, after `took`.
     pub fn ended(&mut self, outcome: Outcome, at: Duration, took: Duration) {
         match outcome {
-            Outcome::Answered { status, by } => {
+            Outcome::Answered { status, by, said } => {
                 *self.outcomes.entry(status.to_string()).or_default() += 1;
                 if let Some(pod) = by {
                     *self.pods.entry(pod).or_default() += 1;
@@ -77,7 +79,7 @@ impl Counts {
                 if (200..300).contains(&status) {
                     self.count_ok(at);
                 } else {
-                    self.count_failure(format!("HTTP status {status}"), at);
+                    self.count_failure(format!("HTTP status {status}: {said}"), at);
                 }
             }
             Outcome::Failed { how, error } => {
@@ -119,8 +121,11 @@ mod tests {
     }
 
     fn answer(status: u16, by: &str) -> Outcome {
-        let by = Some(by.to_owned());
-        Outcome::Answered { status, by }
+        Outcome::Answered {
+            status,
+            by: Some(by.to_owned()),
+            said: "not now".to_owned(),
+        }
     }
 
     fn timeout() -> Outcome {
@@ -161,7 +166,7 @@ mod tests {
         counts.ended(answer(503, "web-1"), at(1_500), at(1));
         counts.ended(timeout(), at(12_000), at(10_000));
         let failures = [
-            (1_500, "HTTP status 503"),
+            (1_500, "HTTP status 503: not now"),
             (12_000, "timeout: no answer within 10s"),
         ];
         let expected = failures.map(|(at_ms, why)| Failure {

@@ -36,6 +36,7 @@ impl Conversation {
                 return Outcome::Answered {
                     status: 200,
                     by: None,
+                    said: String::new(),
                 };
             }
             Ok(Err(error)) if is_new => ("connect", format!("{error:#}")),

@@ -15,6 +15,9 @@ use tokio::time::timeout;
 use super::POD_HEADER;
 use crate::counts::Outcome;
 
+/// How much of an answer is kept, in characters.
+const SAID: usize = 300;
+
 /// How requests are made.
 #[derive(Args, Clone, Debug)]
 pub struct RequestOptions {
@@ -126,6 +129,10 @@ impl Client {
                     .headers()
                     .get(POD_HEADER)
                     .map(|pod| String::from_utf8_lossy(pod.as_bytes()).into_owned()),
+                said: String::from_utf8_lossy(answer.body())
+                    .chars()
+                    .take(SAID)
+                    .collect(),
             },
             Err((how, error)) => Outcome::Failed { how, error },
         }
