@@ -145,7 +145,11 @@ pub(crate) async fn remove<K: Switch>(cluster: &Cluster, switch: &K) -> anyhow::
 /// works without it.
 async fn publish<K: Switch>(cluster: &Cluster, switch: &K, reason: &str) {
     let reporter = Reporter::from("bulkhead-cli");
-    let note = format!("{}: {}", scope::describe(switch, &cluster.system_namespace), switch.terms().reason);
+    let note = format!(
+        "{}: {}",
+        scope::describe(switch, &cluster.system_namespace),
+        switch.terms().reason
+    );
     let event = Event {
         type_: EventType::Warning,
         reason: reason.to_owned(),
