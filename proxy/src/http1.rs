@@ -4,7 +4,9 @@
 //! ```text
 //!  read a head ─▶ take a server connection ─▶ send ─▶ relay the response ─▶ again
 //!                  ▲        │ it had gone away, and nothing came back
-//!                  └────────┘ (once, idempotent requests only)
+//!                  ├────────┤ (once, idempotent requests only)
+//!                  │        │ its proxy did not reach the application
+//!                  └────────┘ (while there are other servers)
 //! ```
 //!
 //! A request that is whole in the buffer, as nearly all are, is sent with one
@@ -55,11 +57,22 @@ pub(crate) trait Upstreams {
     /// connection and that of the server's are kept apart.
     const POOLED: bool;
 
-    /// A connection to send a request on; `fresh` where it must be a new one.
-    async fn take(&mut self, fresh: bool) -> Result<Lease<Self::Io>, Failure>;
+    /// A connection to send a request on.
+    async fn take(&mut self, attempt: Attempt) -> Result<Lease<Self::Io>, Failure>;
 
     /// Takes back a connection on which a next request may be sent.
     fn give_back(&mut self, connection: Buffered<Self::Io>);
+}
+
+/// Which connection a request is to be sent on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Attempt {
+    /// Any.
+    First,
+    /// A new one: the last had been idle for too long.
+    Fresh,
+    /// One to another server: the last could not be reached behind its proxy.
+    Elsewhere,
 }
 
 /// A connection to a server.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::buffer::Buffered;
 use crate::failure::Failure;
-use crate::http1::{Lease, Upstreams};
+use crate::http1::{Attempt, Lease, Upstreams};
 
 pub(crate) use app::App;
 pub(crate) use balancer::{Place, Requests, Upstream, Worker};
@@ -61,9 +61,9 @@ impl<C: Connect> Upstreams for OneToOne<C> {
     type Io = C::Io;
     const POOLED: bool = false;
 
-    async fn take(&mut self, fresh: bool) -> Result<Lease<C::Io>, Failure> {
+    async fn take(&mut self, attempt: Attempt) -> Result<Lease<C::Io>, Failure> {
         if let Some(mut connection) = self.kept.take()
-            && !fresh
+            && attempt == Attempt::First
             && peer::is_quiet(&mut connection)
         {
             return Ok(Lease {

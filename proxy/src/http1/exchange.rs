@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, split};
 use super::body::Body;
 use super::head::{self, RequestHead};
 use super::relay::{Fate, ForwardError, RelayError, Relayed, forward_body, relay, write};
-use super::{Lease, Session, Upstreams};
+use super::{Attempt, Lease, Session, Upstreams};
 use crate::buffer::Buffered;
 use crate::copy::{Meter, copy_both_ways};
 use crate::failure::Failure;
@@ -59,15 +59,21 @@ where
     // sent once more; one that is streamed leaves the buffer as it is sent.
     let is_whole = body.is_complete();
 
-    let mut fresh = false;
+    let mut attempt = Attempt::First;
     let (mut server, relayed) = loop {
+        let taken = upstreams.take(attempt).await;
         let Lease {
             mut connection,
             reused,
-        } = upstreams.take(fresh).await?;
+        } = match taken {
+            // There is no other; so what the first one said is the answer.
+            Err(_) if attempt == Attempt::Elsewhere => return Err(undelivered().into()),
+            taken => taken?,
+        };
         let fate = || Fate {
             pooled: U::POOLED,
             last: session.drain.is_started(),
+            elsewhere: U::POOLED && is_whole,
         };
         let sent = if is_whole {
             send_whole::<D, U>(client, &mut connection, request, there, fate).await
@@ -78,10 +84,14 @@ where
             Ok(relayed) => break (connection, relayed),
             // The server closed an idle connection at the moment we used it.
             Err(RelayError::Silence(_))
-                if reused && !fresh && is_whole && request.method.is_idempotent() =>
+                if reused
+                    && attempt != Attempt::Fresh
+                    && is_whole
+                    && request.method.is_idempotent() =>
             {
-                fresh = true;
+                attempt = Attempt::Fresh;
             }
+            Err(RelayError::Undelivered) => attempt = Attempt::Elsewhere,
             Err(RelayError::Silence(error)) => {
                 return Err(Failure::of_upstream(&error).into());
             }
@@ -112,6 +122,11 @@ where
     } else {
         Next::Close
     })
+}
+
+fn undelivered() -> Failure {
+    let detail = "the server's proxy could not connect to its application";
+    Failure::new(Reason::UpstreamConnectFailed, detail)
 }
 
 /// The request's head as the server gets it: without the client's wish to

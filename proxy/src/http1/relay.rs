@@ -3,13 +3,14 @@
 use std::io;
 
 use bulkhead_core::reason::Reason;
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::MAX_HEAD;
 use super::body::{Body, ChunkError};
 use super::head::{self, Framing, HeadEnd, Method, RequestHead, ResponseHead};
 use crate::buffer::Buffer;
-use crate::failure::Failure;
+use crate::failure::{Failure, REASON_HEADER, http_status};
 use crate::metrics::CutBy;
 
 /// How a response was relayed.
@@ -29,6 +30,8 @@ pub(super) struct Relayed {
 pub(super) enum RelayError {
     /// The server closed before the first byte of a response.
     Silence(io::Error),
+    /// The server's proxy answered that the application never got the request.
+    Undelivered,
     /// There is no usable response, and the client has been told nothing yet.
     Refused(Failure),
     /// The response had begun; all that can be done is to break off.
@@ -42,6 +45,8 @@ pub(super) struct Fate {
     pub(super) pooled: bool,
     /// This is the last response on the client's connection.
     pub(super) last: bool,
+    /// A request that the application never got can be sent to another server.
+    pub(super) elsewhere: bool,
 }
 
 /// Reads one final response, interim ones before it included, and writes it to
@@ -73,6 +78,10 @@ where
         }
         buffer.consume(response.length);
     };
+    let fate = fate();
+    if fate.elsewhere && !told && is_undelivered(&response, buffer.data()) {
+        return Err(RelayError::Undelivered);
+    }
     if response.status == 101 && !request.upgrade {
         let detail = "it switched protocols unasked";
         let failure = Failure::new(Reason::ResponseMalformed, detail);
@@ -89,7 +98,6 @@ where
     let there = body
         .advance(&buffer.data()[response.length..])
         .map_err(|error| unusable(Failure::new(Reason::ResponseMalformed, error), told))?;
-    let fate = fate();
     let delimited = framing != Framing::UntilClose;
     let relayed = Relayed {
         status: response.status,
@@ -107,6 +115,15 @@ where
             error => RelayError::Cut(CutBy::Server, error.into()),
         })?;
     Ok(relayed)
+}
+
+/// Whether this is how a proxy of ours says that it could not connect to its
+/// application, which happens while a pod is on its way out.
+fn is_undelivered(response: &ResponseHead, bytes: &[u8]) -> bool {
+    let reason = Reason::UpstreamConnectFailed;
+    let line = || format!("\r\n{REASON_HEADER}: {reason}\r\n").into_bytes();
+    response.status == http_status(reason)
+        && memmem::find(&bytes[..response.length], &line()).is_some()
 }
 
 /// What a response that nobody can use comes to: the client can be told, unless

@@ -26,7 +26,7 @@ use crate::bypass;
 use crate::credentials::Latest;
 use crate::discovery::{Route, Targets};
 use crate::failure::Failure;
-use crate::http1::{Lease, Upstreams};
+use crate::http1::{Attempt, Lease, Upstreams};
 
 /// A peer in another zone answers within a fraction of this; one that is gone
 /// never does, and another endpoint is waiting.
@@ -331,6 +331,8 @@ pub(crate) struct Requests {
     upstream: Rc<Upstream>,
     /// Where the connection in use goes.
     in_use: Option<Place>,
+    /// Where the request at hand could not be delivered.
+    tried: Vec<Place>,
 }
 
 impl Requests {
@@ -338,6 +340,7 @@ impl Requests {
         Self {
             upstream,
             in_use: None,
+            tried: Vec::new(),
         }
     }
 }
@@ -346,9 +349,19 @@ impl Upstreams for Requests {
     type Io = Stream;
     const POOLED: bool = true;
 
-    async fn take(&mut self, fresh: bool) -> Result<Lease<Stream>, Failure> {
-        let place = self.upstream.choose(&[])?;
-        if !fresh && let Some(mut connection) = place.peer.take_idle(&place.security) {
+    async fn take(&mut self, attempt: Attempt) -> Result<Lease<Stream>, Failure> {
+        match (attempt, self.in_use.take()) {
+            (Attempt::First, _) => self.tried.clear(),
+            (Attempt::Elsewhere, Some(place)) => {
+                place.peer.avoid();
+                self.tried.push(place);
+            }
+            _ => {}
+        }
+        let place = self.upstream.choose(&self.tried)?;
+        if attempt != Attempt::Fresh
+            && let Some(mut connection) = place.peer.take_idle(&place.security)
+        {
             connection.io.in_flight = Some(place.peer.hold());
             self.in_use = Some(place);
             return Ok(Lease {

@@ -101,6 +101,11 @@ impl Peer {
         self.in_flight.get()
     }
 
+    /// Leaves it alone for a while: there is nobody behind its proxy.
+    pub(super) fn avoid(&self) {
+        self.failed.set(Some(Instant::now()));
+    }
+
     /// Whether it could not be connected to a moment ago.
     pub(super) fn is_avoided(&self) -> bool {
         let failed = self.failed.get();

@@ -128,6 +128,41 @@ async fn each_request_of_a_connection_goes_to_another_pod_and_none_to_one_that_l
 }
 
 #[tokio::test]
+async fn a_request_that_a_pod_on_its_way_out_cannot_serve_is_served_by_another() {
+    let shop = Shop::http().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = listener.local_addr().unwrap();
+    // The application has ended, its sidecar has not, and who dials it does not
+    // know yet.
+    drop(listener);
+    let leaving = shop.controlled.server("cart-1", "127.0.0.4", nobody).await;
+    let leaving_endpoint = ("cart-1", leaving.addresses.inbound[0], true);
+    shop.controlled
+        .cart(&[shop.endpoint(true), leaving_endpoint]);
+    let mut client = Client::connect(shop.dial()).await.unwrap();
+    let refused = "response_code=\"503\"";
+    while metrics::sum(&leaving.monitoring, "istio_requests_total", &[refused]) == 0.0 {
+        let body = Bytes::from_static(b"an order, not to be lost");
+        let answer = client.send("POST", "/", body).await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+
+    // Where there is no other, what its sidecar says is the answer.
+    shop.controlled.cart(&[leaving_endpoint]);
+    let answer = loop {
+        let mut client = Client::connect(shop.dial()).await.unwrap();
+        let answer = client.send("GET", "/", Bytes::new()).await.unwrap();
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (503, Some("upstream_connect_failed"))
+    );
+}
+
+#[tokio::test]
 async fn a_service_without_a_ready_pod_is_named_as_such() {
     let shop = Shop::http().await;
     shop.controlled.cart(&[shop.endpoint(false)]);
