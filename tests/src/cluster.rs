@@ -13,13 +13,18 @@
 //!
 //! - [`apps`]: what runs in the pods, and what it has counted.
 //! - [`capture`]: what they send to each other.
+//! - [`commands`]: what people type: kubectl, helm, bulkhead.
 //! - [`exec`]: programs run inside a pod.
 
 pub mod apps;
 pub mod capture;
+pub mod commands;
 pub mod exec;
 
 use std::fmt::Debug;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -47,7 +52,24 @@ static TESTS: RwLock<()> = RwLock::const_new(());
 /// The cluster, as long as a test uses it.
 pub struct Cluster {
     client: Client,
+    namespaces: Mutex<Vec<String>>,
     _turn: Turn,
+}
+
+impl Drop for Cluster {
+    /// What a failed test left is kept: somebody may want to look at it.
+    fn drop(&mut self) {
+        let namespaces = std::mem::take(self.namespaces.get_mut().expect("nobody panics with it"));
+        if std::thread::panicking() || namespaces.is_empty() {
+            return;
+        }
+        let deleted = Command::new("kubectl")
+            .args(["delete", "namespace", "--wait=false"])
+            .args(namespaces)
+            .stdout(Stdio::null())
+            .status();
+        assert!(deleted.expect("scripts/cluster has kubectl").success());
+    }
 }
 
 /// Kept until the test ends.
@@ -92,6 +114,7 @@ impl Cluster {
         let client = Client::try_from(config).expect("the kubeconfig's certificates are good");
         Self {
             client,
+            namespaces: Mutex::default(),
             _turn: turn,
         }
     }
@@ -109,13 +132,30 @@ impl Cluster {
 
     /// The same, with annotations, which are the defaults of its pods.
     pub async fn meshed_namespace_with(&self, annotations: &[(&str, &str)]) -> Namespace {
-        let labels = [("bulkhead.io/inject", "enabled")];
-        Namespace::create(&self.client, &labels, annotations).await
+        self.namespace(&[("bulkhead.io/inject", "enabled")], annotations)
+            .await
     }
 
     /// A namespace that nobody labelled.
     pub async fn plain_namespace(&self) -> Namespace {
-        Namespace::create(&self.client, &[], &[]).await
+        self.namespace(&[], &[]).await
+    }
+
+    /// A namespace with these labels and annotations, which goes when the test
+    /// has passed: a node has room for so many pods only. A name is used once,
+    /// also where the tests are run again on the same cluster.
+    pub async fn namespace(
+        &self,
+        labels: &[(&str, &str)],
+        annotations: &[(&str, &str)],
+    ) -> Namespace {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test-{}-{number}", std::process::id());
+        let namespace = Namespace::create_named(&self.client, &name, labels, annotations).await;
+        let mut namespaces = self.namespaces.lock().expect("nobody panics with it");
+        namespaces.push(name);
+        namespace
     }
 
     /// Bulkhead's own namespace.
