@@ -68,7 +68,7 @@ const SIMULATED_PROXIES: usize = 200;
 pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()> {
     let cluster = cluster::alone().await;
     let mut table = Table::new("cluster", FIGURES);
-    let mut objects = Objects::new(&cluster);
+    let mut objects = Objects::new(&cluster).await;
     objects.grow(1, NAMESPACES, PODS_EACH_SERVICE).await?;
     measure(settings, &cluster, FEW, &mut table).await?;
     say("making the objects of a large cluster");

@@ -15,8 +15,10 @@ use serde_json::json;
 
 /// How many objects are made at a time.
 const AT_A_TIME: usize = 32;
-/// 10.0.0.0/8, where nothing of the test's cluster is.
-const FIRST_ADDRESS: u32 = 0x0a00_0000;
+/// 198.19.0.0, of the range that RFC 2544 sets apart for benchmarks; its other
+/// half has room for the Services.
+const FIRST_ADDRESS: u32 = 0xc613_0000;
+const SERVICE_RANGE: &str = "198.18.0.0/16";
 
 /// What there is so far.
 pub(super) struct Objects<'a> {
@@ -28,7 +30,15 @@ pub(super) struct Objects<'a> {
 }
 
 impl<'a> Objects<'a> {
-    pub(super) fn new(cluster: &'a Cluster) -> Self {
+    /// Gives the cluster addresses for so many Services.
+    pub(super) async fn new(cluster: &'a Cluster) -> Self {
+        let range = cluster.apply(json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "simulated"},
+            "spec": {"cidrs": [SERVICE_RANGE]},
+        }));
+        range.await;
         Self {
             cluster,
             namespaces: Vec::new(),
@@ -94,7 +104,12 @@ async fn endpoints(namespace: &Namespace) -> usize {
 async fn create_service(namespace: &Namespace, name: &str) -> Result<()> {
     let service: Service = serde_json::from_value(json!({
         "metadata": {"name": name},
-        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+        "spec": {
+            "selector": {"app": name},
+            "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
+            // Else Kubernetes leaves out pods whose node is not there.
+            "publishNotReadyAddresses": true,
+        },
     }))?;
     let created = namespace
         .api()
