@@ -4,6 +4,10 @@
 //!  test ──config.json──▶ envoy ── listeners on free ports of loopback
 //!    └──── admin.sock ─────┘       (which, the admin interface says)
 //! ```
+//!
+//! - [`sidecar`]: the settings of Istio's sidecar.
+
+pub mod sidecar;
 
 use std::fs::File;
 use std::net::SocketAddr;

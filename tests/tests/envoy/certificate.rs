@@ -2,8 +2,6 @@
 //! outside of our proxy, the CSR service called as Istio's agent calls it, and
 //! the answer in files.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
 use bulkhead::mesh::Mesh;
 use bulkhead_core::identity::SpiffeId;
@@ -12,6 +10,7 @@ use bulkhead_pki::csr;
 use bulkhead_pki::key::PrivateKey;
 use bulkhead_pki::serving;
 use bulkhead_proto::ca::{CertificateAnswer, CertificateRequest, IstioCertificateServiceClient};
+use bulkhead_tests::envoy::sidecar::Files;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
@@ -50,27 +49,25 @@ impl CertificateFiles {
                 .context("the CA refused")?
                 .into_inner()
                 .try_into()?;
-        let files = Self {
+        let issued = Self {
             id,
             directory: TempDir::with_prefix("bulkhead-certificate-")?,
         };
-        std::fs::write(files.key(), &*key.to_pem()?)?;
-        std::fs::write(files.chain(), answer.chain.concat())?;
-        std::fs::write(files.roots(), answer.roots)?;
-        Ok(files)
+        let files = issued.files();
+        std::fs::write(files.key, &*key.to_pem()?)?;
+        std::fs::write(files.chain, answer.chain.concat())?;
+        std::fs::write(files.roots, answer.roots)?;
+        Ok(issued)
     }
 
-    pub(crate) fn key(&self) -> PathBuf {
-        self.directory.path().join("key.pem")
-    }
-
-    /// The leaf and what is between it and a root.
-    pub(crate) fn chain(&self) -> PathBuf {
-        self.directory.path().join("cert-chain.pem")
-    }
-
-    pub(crate) fn roots(&self) -> PathBuf {
-        self.directory.path().join("root-cert.pem")
+    /// Where they are.
+    pub(crate) fn files(&self) -> Files {
+        let file = |name| self.directory.path().join(name);
+        Files {
+            key: file("key.pem"),
+            chain: file("cert-chain.pem"),
+            roots: file("root-cert.pem"),
+        }
     }
 }
 

@@ -12,6 +12,9 @@ use bulkhead_pki::svid::SvidChain;
 use bulkhead_proxy::app::Proxy;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_tests::envoy::Envoy;
+use bulkhead_tests::envoy::sidecar::{
+    HTTP1, HTTP2, Sidecar, TCP, UPSTREAM_PEER, UPSTREAM_TLS_VERSION,
+};
 use bulkhead_tests::{apps, metrics};
 use hyper::body::Bytes;
 use rustls::pki_types::ServerName;
@@ -20,7 +23,6 @@ use tokio_rustls::TlsConnector;
 
 use crate::apps::{calls_grpc, converse, grpc};
 use crate::certificate::CertificateFiles;
-use crate::sidecar::{HTTP1, HTTP2, Sidecar, TCP, UPSTREAM_PEER, UPSTREAM_TLS_VERSION};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 const LEDGER: &str = "spiffe://cluster.local/ns/shop/sa/ledger";
@@ -44,7 +46,7 @@ async fn front(mesh: &Mesh) -> CertificateFiles {
 /// The Envoy of `web/front`, which expects `shop/cart` to be behind our proxy.
 async fn envoy_towards(mesh: &Mesh, cart: &Proxy) -> Envoy {
     let certificate = front(mesh).await;
-    let sidecar = Sidecar::new(&certificate, CART);
+    let sidecar = Sidecar::new(certificate.files(), CART);
     sidecar.towards(cart.addresses.inbound[0]).await.unwrap()
 }
 
@@ -151,13 +153,14 @@ async fn a_name_that_promises_a_preamble_is_never_chosen() {
     let mesh = Mesh::start().await.unwrap();
     let app = apps::echo_http().await.unwrap();
     let cart = cart(&mesh, app.address, STRICT).await;
-    let files = front(&mesh).await;
+    let certificate = front(&mesh).await;
+    let files = certificate.files();
     let read = |path| std::fs::read_to_string(path).unwrap();
     let identity = WorkloadIdentity::new(
-        &files.id,
-        &PrivateKey::from_pem(&read(files.key())).unwrap(),
-        SvidChain::from_pem(&read(files.chain())).unwrap(),
-        TrustBundle::from_pem(mesh.trust_domain().clone(), &read(files.roots())).unwrap(),
+        &certificate.id,
+        &PrivateKey::from_pem(&read(files.key)).unwrap(),
+        SvidChain::from_pem(&read(files.chain)).unwrap(),
+        TrustBundle::from_pem(mesh.trust_domain().clone(), &read(files.roots)).unwrap(),
         Clock::system().now(),
     )
     .unwrap();
@@ -224,7 +227,7 @@ async fn envoy_does_not_speak_to_us_under_another_name() {
     let app = apps::echo_http().await.unwrap();
     let cart = cart(&mesh, app.address, STRICT).await;
     let certificate = front(&mesh).await;
-    let envoy = Sidecar::new(&certificate, LEDGER)
+    let envoy = Sidecar::new(certificate.files(), LEDGER)
         .towards(cart.addresses.inbound[0])
         .await
         .unwrap();
@@ -246,8 +249,8 @@ async fn an_envoy_with_a_certificate_of_another_root_is_refused() {
     for mode in MODES {
         let app = apps::echo_http().await.unwrap();
         let cart = cart(&mesh, app.address, mode).await;
-        let envoy = Sidecar::new(&other, CART)
-            .believing(&own)
+        let envoy = Sidecar::new(other.files(), CART)
+            .believing(own.files().roots)
             .towards(cart.addresses.inbound[0])
             .await
             .unwrap();
@@ -268,7 +271,7 @@ async fn an_envoy_that_speaks_only_tls_1_2_is_refused() {
     let app = apps::echo_http().await.unwrap();
     let cart = cart(&mesh, app.address, STRICT).await;
     let certificate = front(&mesh).await;
-    let envoy = Sidecar::new(&certificate, CART)
+    let envoy = Sidecar::new(certificate.files(), CART)
         .of_tls12()
         .towards(cart.addresses.inbound[0])
         .await

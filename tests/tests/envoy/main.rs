@@ -2,7 +2,6 @@
 //! peer of our proxy, both ways and under one root.
 //!
 //! - [`certificate`]: Envoy's certificate, from our CA.
-//! - [`sidecar`]: Envoy's settings.
 //! - [`apps`]: what is behind the proxies, and its clients.
 //! - [`client`]: Envoy calls a workload of ours.
 //! - [`server`]: a workload of ours calls Envoy.
@@ -13,4 +12,3 @@ mod apps;
 mod certificate;
 mod client;
 mod server;
-mod sidecar;

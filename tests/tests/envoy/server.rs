@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use bulkhead::mesh::{self, Mesh};
 use bulkhead_proxy::app::Proxy;
 use bulkhead_tests::envoy::Envoy;
+use bulkhead_tests::envoy::sidecar::{INBOUND, Sidecar};
 use bulkhead_tests::{apps, metrics};
 use hyper::body::Bytes;
 
 use crate::apps::{calls_grpc, converse, grpc, tells_its_caller};
 use crate::certificate::CertificateFiles;
-use crate::sidecar::{INBOUND, Sidecar};
 
 const FRONT: &str = "spiffe://cluster.local/ns/web/sa/front";
 const BACK: &str = "spiffe://cluster.local/ns/web/sa/back";
@@ -32,7 +32,7 @@ async fn front_towards(mesh: &Mesh, account: &str, envoy: &Envoy) -> Proxy {
 /// The Envoy of `shop/cart`, and our proxy of `web/front` before it.
 async fn pair(mesh: &Mesh, app: SocketAddr) -> (Proxy, Envoy) {
     let certificate = cart(mesh).await;
-    let sidecar = Sidecar::new(&certificate, FRONT);
+    let sidecar = Sidecar::new(certificate.files(), FRONT);
     let envoy = sidecar.in_front_of(app).await.unwrap();
     (front_towards(mesh, "cart", &envoy).await, envoy)
 }
@@ -140,7 +140,7 @@ async fn we_do_not_speak_to_an_envoy_of_another_name() {
     let mesh = Mesh::start().await.unwrap();
     let app = apps::echo_http().await.unwrap();
     let certificate = cart(&mesh).await;
-    let sidecar = Sidecar::new(&certificate, FRONT);
+    let sidecar = Sidecar::new(certificate.files(), FRONT);
     let envoy = sidecar.in_front_of(app.address).await.unwrap();
     let front = front_towards(&mesh, "ledger", &envoy).await;
     for answer in [
@@ -163,7 +163,7 @@ async fn an_envoy_that_lets_in_somebody_else_refuses_us() {
     let mesh = Mesh::start().await.unwrap();
     let app = apps::echo_http().await.unwrap();
     let certificate = cart(&mesh).await;
-    let sidecar = Sidecar::new(&certificate, BACK);
+    let sidecar = Sidecar::new(certificate.files(), BACK);
     let envoy = sidecar.in_front_of(app.address).await.unwrap();
     let front = front_towards(&mesh, "cart", &envoy).await;
     refused_at_the_handshake(&front).await;
@@ -179,7 +179,7 @@ async fn an_envoy_refuses_our_certificate_of_another_root() {
     let app = apps::echo_http().await.unwrap();
     let (own, shown) = (cart(&mesh).await, cart(&other).await);
     // It shows us a certificate that we believe, and believes only its own.
-    let sidecar = Sidecar::new(&shown, FRONT).believing(&own);
+    let sidecar = Sidecar::new(shown.files(), FRONT).believing(own.files().roots);
     let envoy = sidecar.in_front_of(app.address).await.unwrap();
     let front = front_towards(&other, "cart", &envoy).await;
     refused_at_the_handshake(&front).await;
@@ -194,7 +194,7 @@ async fn we_refuse_an_envoy_with_a_certificate_of_another_root() {
     let other = Mesh::start().await.unwrap();
     let app = apps::echo_http().await.unwrap();
     let (own, shown) = (cart(&mesh).await, cart(&other).await);
-    let sidecar = Sidecar::new(&shown, FRONT).believing(&own);
+    let sidecar = Sidecar::new(shown.files(), FRONT).believing(own.files().roots);
     let envoy = sidecar.in_front_of(app.address).await.unwrap();
     let front = front_towards(&mesh, "cart", &envoy).await;
     refused_at_the_handshake(&front).await;
@@ -206,7 +206,7 @@ async fn we_refuse_an_envoy_that_speaks_only_tls_1_2() {
     let mesh = Mesh::start().await.unwrap();
     let app = apps::echo_http().await.unwrap();
     let certificate = cart(&mesh).await;
-    let sidecar = Sidecar::new(&certificate, FRONT).of_tls12();
+    let sidecar = Sidecar::new(certificate.files(), FRONT).of_tls12();
     let envoy = sidecar.in_front_of(app.address).await.unwrap();
     let front = front_towards(&mesh, "cart", &envoy).await;
     refused_at_the_handshake(&front).await;

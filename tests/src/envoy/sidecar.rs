@@ -4,104 +4,108 @@
 //! Istio's own build of Envoy chooses the protocol names of a request by what
 //! the application speaks; here each protocol has a listener of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use bulkhead_tests::envoy::Envoy;
 use serde_json::{Value, json};
 
-use crate::certificate::CertificateFiles;
+use super::Envoy;
+
+/// Where a listener listens that gets a free port of loopback.
+const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The listeners towards an upstream, and the names that they offer it.
-pub(crate) const HTTP1: &str = "http1";
-pub(crate) const HTTP2: &str = "http2";
-pub(crate) const TCP: &str = "tcp";
+pub const HTTP1: &str = "http1";
+pub const HTTP2: &str = "http2";
+pub const TCP: &str = "tcp";
 
 /// The listener in front of an application.
-pub(crate) const INBOUND: &str = "inbound";
+pub const INBOUND: &str = "inbound";
 
 /// The versions that Istio allows unless it is told otherwise.
 const DEFAULT_TLS_VERSIONS: [&str; 2] = ["TLSv1_2", "TLSv1_3"];
 
 /// The response headers by which Envoy tells what it knows of the upstream.
-pub(crate) const UPSTREAM_PEER: &str = "upstream-peer";
-pub(crate) const UPSTREAM_TLS_VERSION: &str = "upstream-tls-version";
+pub const UPSTREAM_PEER: &str = "upstream-peer";
+pub const UPSTREAM_TLS_VERSION: &str = "upstream-tls-version";
+
+/// A workload's PEM files, where Envoy reads them.
+#[derive(Clone, Debug)]
+pub struct Files {
+    pub key: PathBuf,
+    /// The leaf and what is between it and a root.
+    pub chain: PathBuf,
+    pub roots: PathBuf,
+}
 
 /// What Istio's control plane would tell the Envoy of one workload.
-pub(crate) struct Sidecar<'a> {
-    certificate: &'a CertificateFiles,
+pub struct Sidecar {
+    files: Files,
     peer: String,
-    roots: PathBuf,
     tls_versions: [&'static str; 2],
 }
 
-impl<'a> Sidecar<'a> {
+impl Sidecar {
     /// A sidecar that speaks to this one peer only.
-    pub(crate) fn new(certificate: &'a CertificateFiles, peer: &str) -> Self {
+    pub fn new(files: Files, peer: &str) -> Self {
         Self {
-            certificate,
+            files,
             peer: peer.to_owned(),
-            roots: certificate.roots(),
             tls_versions: DEFAULT_TLS_VERSIONS,
         }
     }
 
     /// Believes the roots of another mesh than its own.
-    pub(crate) fn believing(mut self, other: &CertificateFiles) -> Self {
-        self.roots = other.roots();
+    pub fn believing(mut self, roots: PathBuf) -> Self {
+        self.files.roots = roots;
         self
     }
 
     /// Speaks nothing newer than TLS 1.2.
-    pub(crate) fn of_tls12(mut self) -> Self {
+    pub fn of_tls12(mut self) -> Self {
         self.tls_versions = ["TLSv1_2", "TLSv1_2"];
         self
     }
 
     /// Starts it in front of an application.
-    pub(crate) async fn in_front_of(&self, app: SocketAddr) -> anyhow::Result<Envoy> {
-        Envoy::start(json!([self.inbound()]), json!([application(app)])).await
+    pub async fn in_front_of(&self, app: SocketAddr) -> anyhow::Result<Envoy> {
+        let (listeners, clusters) = self.inbound(ANYWHERE, app);
+        Envoy::start(listeners, clusters).await
     }
 
     /// Starts it as the way to an upstream.
-    pub(crate) async fn towards(&self, upstream: SocketAddr) -> anyhow::Result<Envoy> {
+    pub async fn towards(&self, upstream: SocketAddr) -> anyhow::Result<Envoy> {
+        let (listeners, clusters) = self.outbound([ANYWHERE; 3], upstream);
+        Envoy::start(listeners, clusters).await
+    }
+
+    /// The listeners [`HTTP1`], [`HTTP2`] and [`TCP`] towards an upstream, and
+    /// what is behind them.
+    pub fn outbound(&self, listen: [SocketAddr; 3], upstream: SocketAddr) -> (Value, Value) {
+        let [http1, http2, tcp] = listen;
+        let http = |name| json!([{"filters": [self.http_out(name)]}]);
         let listeners = json!([
-            listener(
-                HTTP1,
-                json!([]),
-                json!([{"filters": [self.http_out(HTTP1)]}])
-            ),
-            listener(
-                HTTP2,
-                json!([]),
-                json!([{"filters": [self.http_out(HTTP2)]}])
-            ),
-            listener(TCP, json!([]), json!([{"filters": [tcp_proxy(TCP)]}])),
+            listener(HTTP1, http1, json!([]), http(HTTP1)),
+            listener(HTTP2, http2, json!([]), http(HTTP2)),
+            listener(TCP, tcp, json!([]), json!([{"filters": [tcp_proxy(TCP)]}])),
         ]);
         let http1 = ["istio-http/1.1", "istio", "http/1.1"];
         let http2 = ["istio-h2", "istio", "h2"];
         let tcp = ["istio-peer-exchange", "istio"];
+        let of_http1 = json!({"http_protocol_options": {}});
+        let of_http2 = json!({"http2_protocol_options": {}});
         let clusters = json!([
-            self.upstream(
-                HTTP1,
-                upstream,
-                &http1,
-                json!({"http_protocol_options": {}})
-            ),
-            self.upstream(
-                HTTP2,
-                upstream,
-                &http2,
-                json!({"http2_protocol_options": {}})
-            ),
-            self.upstream(TCP, upstream, &tcp, json!({"http_protocol_options": {}})),
+            self.upstream(HTTP1, upstream, &http1, of_http1.clone()),
+            self.upstream(HTTP2, upstream, &http2, of_http2),
+            self.upstream(TCP, upstream, &tcp, of_http1),
         ]);
-        Envoy::start(listeners, clusters).await
+        (listeners, clusters)
     }
 
-    /// The filter chains of a STRICT port: told apart by the names that clients
-    /// offer, none of which Envoy itself chooses.
-    fn inbound(&self) -> Value {
+    /// The listener [`INBOUND`] and the application behind it. Its filter chains
+    /// are those of a STRICT port: told apart by the names that clients offer,
+    /// none of which Envoy itself chooses.
+    pub fn inbound(&self, listen: SocketAddr, app: SocketAddr) -> (Value, Value) {
         let inspector = json!([{
             "name": "envoy.filters.listener.tls_inspector",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"},
@@ -121,7 +125,8 @@ impl<'a> Sidecar<'a> {
                 "filters": [tcp_proxy("app")],
             },
         ]);
-        listener(INBOUND, inspector, chains)
+        let listener = listener(INBOUND, listen, inspector, chains);
+        (json!([listener]), json!([application(app)]))
     }
 
     fn http_out(&self, cluster: &str) -> Value {
@@ -183,11 +188,11 @@ impl<'a> Sidecar<'a> {
             "alpn_protocols": alpn,
             "tls_params": merged(versions, parameters),
             "tls_certificates": [{
-                "certificate_chain": {"filename": self.certificate.chain()},
-                "private_key": {"filename": self.certificate.key()},
+                "certificate_chain": {"filename": self.files.chain},
+                "private_key": {"filename": self.files.key},
             }],
             "validation_context": {
-                "trusted_ca": {"filename": self.roots},
+                "trusted_ca": {"filename": self.files.roots},
                 "match_typed_subject_alt_names": [
                     {"san_type": "URI", "matcher": {"exact": self.peer}},
                 ],
@@ -196,11 +201,16 @@ impl<'a> Sidecar<'a> {
     }
 }
 
-fn listener(name: &str, listener_filters: Value, filter_chains: Value) -> Value {
+fn listener(
+    name: &str,
+    listen: SocketAddr,
+    listener_filters: Value,
+    filter_chains: Value,
+) -> Value {
     json!({
         "name": name,
         "stat_prefix": name,
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+        "address": socket_address(listen),
         "listener_filters": listener_filters,
         "filter_chains": filter_chains,
     })
@@ -255,10 +265,7 @@ fn application(address: SocketAddr) -> Value {
 }
 
 fn cluster(name: &str, address: SocketAddr, protocol: Value, settings: Value) -> Value {
-    let endpoint = json!({"socket_address": {
-        "address": address.ip().to_string(),
-        "port_value": address.port(),
-    }});
+    let endpoint = socket_address(address);
     let protocol = merged(
         json!({"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"}),
         protocol,
@@ -275,6 +282,13 @@ fn cluster(name: &str, address: SocketAddr, protocol: Value, settings: Value) ->
         },
     });
     merged(fixed, settings)
+}
+
+fn socket_address(address: SocketAddr) -> Value {
+    json!({"socket_address": {
+        "address": address.ip().to_string(),
+        "port_value": address.port(),
+    }})
 }
 
 /// Both objects' fields.
