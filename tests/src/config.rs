@@ -10,6 +10,8 @@ const KUBERNETES: &str = "BULKHEAD_KUBERNETES";
 const PYTHON_WITH_GRPC: &str = "BULKHEAD_PYTHON_WITH_GRPC";
 /// Names the directory of a cluster that `scripts/cluster` runs.
 const CLUSTER: &str = "BULKHEAD_CLUSTER";
+/// Names the program `bulkhead`.
+const BULKHEAD: &str = "BULKHEAD_CLI";
 /// Names the program `bulkhead-init`.
 const INIT: &str = "BULKHEAD_INIT";
 /// Names the program `envoy`.
@@ -33,6 +35,11 @@ pub(crate) fn kubernetes_programs() -> Result<PathBuf> {
 /// A Python interpreter with gRPC's own implementation.
 pub fn python_with_grpc() -> Result<PathBuf> {
     told(PYTHON_WITH_GRPC, "apiserver")
+}
+
+/// The program `bulkhead`.
+pub(crate) fn bulkhead() -> Result<PathBuf> {
+    told(BULKHEAD, "cluster")
 }
 
 /// The program `bulkhead-init`.

@@ -79,8 +79,7 @@ def restart_node(cluster: Cluster) -> None:
         cgroups.kill(cluster.namespace, "kubepods")
         cgroups.remove(cluster.namespace, "kubepods")
         shutil.rmtree(cluster.own("/run"))
-        network.delete(cluster)
-        network.create(cluster)
+        network.restart(cluster)
         _start_node(cluster)
     say(f"`{cluster.name}` is ready again after {time.monotonic() - began:.1f} s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 from .failure import Failure
@@ -17,6 +18,24 @@ GATEWAY = "192.0.2.254"
 
 def create(cluster: Cluster) -> None:
     _run("ip", "netns", "add", cluster.namespace)
+    _configure(cluster)
+
+
+def restart(cluster: Cluster) -> None:
+    """What a machine has forgotten when it starts again.
+
+    The namespace itself stays: commands that run in it would be left in one
+    that nothing is in any more.
+    """
+    _inside(cluster, "nft", "flush", "ruleset")
+    for link in json.loads(_inside(cluster, "ip", "-json", "link", "show")):
+        if link["ifname"] != "lo":
+            # A pod's goes by itself when the pod's own namespace does.
+            subprocess.run(entered(cluster, "ip", "link", "delete", link["ifname"]), stderr=subprocess.DEVNULL)
+    _configure(cluster)
+
+
+def _configure(cluster: Cluster) -> None:
     _inside(cluster, "ip", "link", "set", "lo", "up")
     _inside(cluster, "ip", "link", "add", INTERFACE, "type", "bridge")
     _inside(cluster, "ip", "address", "add", f"{NODE_ADDRESS}/24", "dev", INTERFACE)
@@ -41,11 +60,12 @@ def entered(cluster: Cluster, *command: str) -> list[str]:
     return ["nsenter", f"--net={cluster.namespace_path}", "--", *command]
 
 
-def _inside(cluster: Cluster, *command: str) -> None:
-    _run(*entered(cluster, *command))
+def _inside(cluster: Cluster, *command: str) -> str:
+    return _run(*entered(cluster, *command))
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise Failure(f"`{' '.join(command)}` failed: {done.stdout.strip()}")
+    return done.stdout
