@@ -28,6 +28,10 @@ const START_PLAIN: Figure = Figure {
     name: "start without sidecar, ms",
     decimals: 0,
 };
+const START_IDLE: Figure = Figure {
+    name: "start with idle sidecar, ms",
+    decimals: 0,
+};
 const START_MESHED: Figure = Figure {
     name: "start with sidecar, ms",
     decimals: 0,
@@ -50,6 +54,7 @@ const PROXY_MEMORY: Figure = Figure {
 };
 const FIGURES: &[Figure] = &[
     START_PLAIN,
+    START_IDLE,
     START_MESHED,
     OFF,
     BYPASS,
@@ -59,7 +64,8 @@ const FIGURES: &[Figure] = &[
 
 const FEW: &str = "10 Services, 100 pods";
 const MANY: &str = "1,000 Services, 10,000 pods";
-/// How many namespaces hold the simulated objects, and what is in each.
+/// How many there are at first, in one namespace, and then in each of several.
+const FEW_SERVICES: usize = 10;
 const NAMESPACES: usize = 10;
 const SERVICES_EACH: usize = 100;
 const PODS_EACH_SERVICE: u32 = 10;
@@ -69,7 +75,7 @@ pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()
     let cluster = cluster::alone().await;
     let mut table = Table::new("cluster", FIGURES);
     let mut objects = Objects::new(&cluster).await;
-    objects.grow(1, NAMESPACES, PODS_EACH_SERVICE).await?;
+    objects.grow(1, FEW_SERVICES, PODS_EACH_SERVICE).await?;
     measure(settings, &cluster, FEW, &mut table).await?;
     say("making the objects of a large cluster");
     objects
@@ -95,6 +101,7 @@ async fn measure(
     let pods = pods::Pods::new(cluster).await;
     for _ in 0..2 * rounds {
         table.add(size, START_PLAIN, pods.plain().await);
+        table.add(size, START_IDLE, pods.idle().await);
         table.add(size, START_MESHED, pods.meshed().await);
     }
     table.add(size, CONTROL_MEMORY, memory::control(cluster).await?);
@@ -105,6 +112,7 @@ async fn measure(
 fn targets(table: &Table) -> Vec<Target> {
     let of = |size, figure| table.median(size, figure);
     let added = |size| Some(of(size, START_MESHED)? - of(size, START_PLAIN)?);
+    let by_us = |size| Some(of(size, START_MESHED)? - of(size, START_IDLE)?);
     let growth = || Some((of(MANY, PROXY_MEMORY)? / of(FEW, PROXY_MEMORY)? - 1.0).abs() * 100.0);
     let target = |what, value, limit| Target {
         what,
@@ -113,6 +121,11 @@ fn targets(table: &Table) -> Vec<Target> {
     };
     vec![
         target("a sidecar adds to a pod's start, ms", added(FEW), 300.0),
+        Target {
+            what: "of which an idle sidecar would not, ms",
+            value: by_us(FEW),
+            bound: Bound::None,
+        },
         target(
             "control's memory in the large cluster, MiB",
             of(MANY, CONTROL_MEMORY),
