@@ -225,11 +225,12 @@ fn tend(
             hub: hub.clone(),
         };
         tokio::spawn(writer.run(standings, drain.clone()));
-        let limits = TimeLimits {
-            client: client.clone(),
-            clock: clock.clone(),
-            no_injection: Arc::clone(&no_injection),
-        };
+        let limits = TimeLimits::new(
+            client.clone(),
+            clock.clone(),
+            Arc::clone(&no_injection),
+            metrics.clone(),
+        );
         tokio::spawn(limits.run(drain.clone()));
         let (holder, held) = Holder::new(
             client.clone(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_core::discovery::ResourceKind;
+use bulkhead_crds::emergency::Level;
 use bulkhead_runtime::monitoring::Monitoring;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -32,6 +33,7 @@ pub struct Metrics {
     source_errors: Family<KindLabel, Counter>,
     pub missing: Family<NamespaceLabel, Gauge>,
     pub evictions: Family<OutcomeLabel, Counter>,
+    switches: Family<SwitchLabels, Gauge>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -67,6 +69,12 @@ pub struct OutcomeLabel {
     pub outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct SwitchLabels {
+    level: &'static str,
+    namespace: String,
+}
+
 impl Metrics {
     /// Adds everything to the registry; the docs' table has the same order.
     pub fn register(monitoring: &Monitoring) -> Self {
@@ -82,6 +90,7 @@ impl Metrics {
             source_errors: Family::default(),
             missing: Family::default(),
             evictions: Family::default(),
+            switches: Family::default(),
         };
         let all = metrics.clone();
         monitoring.register(|registry| {
@@ -141,6 +150,11 @@ impl Metrics {
                 "Evictions of pods that miss their sidecar",
                 all.evictions,
             );
+            registry.register(
+                "bulkhead_emergency_active",
+                "Switches that are on, by level and by the namespace they are in",
+                all.switches,
+            );
         });
         metrics
     }
@@ -174,5 +188,20 @@ impl Metrics {
 
     pub fn source_error(&self, kind: &'static str) {
         self.source_errors.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// So many switches of a level are on in a namespace; where it is none, the
+    /// namespace is not named any more.
+    pub(crate) fn switches(&self, level: Level, namespace: &str, count: usize) {
+        let labels = SwitchLabels {
+            level: level.as_str(),
+            namespace: namespace.to_owned(),
+        };
+        if count == 0 {
+            self.switches.remove(&labels);
+            return;
+        }
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.switches.get_or_create(&labels).set(count);
     }
 }

@@ -1,13 +1,15 @@
 //! Switches whose time nobody keeps: those that were applied as YAML, whose
 //! author could not know the Job's UID. They are given their Job; and what is
-//! over is deleted, should Kubernetes' controllers be late.
+//! over is deleted, should Kubernetes' controllers be late. What is on is shown
+//! in the metrics.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_crds::emergency::{Bypass, Ejection, Emergency, InjectionStop, time_limit};
+use bulkhead_crds::emergency::{Bypass, Ejection, Emergency, InjectionStop, Level, time_limit};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use k8s_openapi::api::batch::v1::Job;
@@ -16,6 +18,8 @@ use kube::{Api, Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
+
+use crate::metrics::Metrics;
 
 /// How often the switches are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -26,16 +30,36 @@ const MAX_JOB_NAME: usize = 63;
 
 /// Keeps time limits.
 pub(crate) struct TimeLimits {
-    pub(crate) client: Client,
-    pub(crate) clock: Clock,
+    client: Client,
+    clock: Clock,
     /// Set while somebody has stopped injection, or has sidecars taken out: no
     /// time to restart pods so that they get one.
-    pub(crate) no_injection: Arc<AtomicBool>,
+    no_injection: Arc<AtomicBool>,
+    metrics: Metrics,
+    shown: BTreeMap<Level, On>,
 }
 
+/// How many switches of a level are on, by the namespace they are in.
+type On = BTreeMap<String, usize>;
+
 impl TimeLimits {
+    pub(crate) fn new(
+        client: Client,
+        clock: Clock,
+        no_injection: Arc<AtomicBool>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            client,
+            clock,
+            no_injection,
+            metrics,
+            shown: BTreeMap::new(),
+        }
+    }
+
     /// Looks at the switches until the drain starts.
-    pub(crate) async fn run(self, mut drain: drain::Watch) {
+    pub(crate) async fn run(mut self, mut drain: drain::Watch) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -49,19 +73,37 @@ impl TimeLimits {
         }
     }
 
-    async fn look(&self) {
+    async fn look(&mut self) {
         let bypasses = self.keep::<Bypass>("Bypass").await;
         let stops = self.keep::<InjectionStop>("InjectionStop").await;
         let ejections = self.keep::<Ejection>("Ejection").await;
-        let looked = [bypasses, stops, ejections];
         // What cannot be seen may be there.
-        let is_on = looked[1..].iter().any(|on| on.unwrap_or(true));
+        let may_be_on = |on: &Option<On>| on.as_ref().is_none_or(|on| !on.is_empty());
+        let is_on = may_be_on(&stops) || may_be_on(&ejections);
         self.no_injection.store(is_on, Ordering::Relaxed);
+        self.show(Level::Bypass, bypasses);
+        self.show(Level::Injection, stops);
+        self.show(Level::Ejection, ejections);
     }
 
-    /// Keeps the time of one kind; says whether any is on, and nothing where that
+    /// What cannot be seen is shown as it was.
+    fn show(&mut self, level: Level, on: Option<On>) {
+        let Some(on) = on else {
+            return;
+        };
+        for (namespace, count) in &on {
+            self.metrics.switches(level, namespace, *count);
+        }
+        for (namespace, _) in self.shown.insert(level, on.clone()).unwrap_or_default() {
+            if !on.contains_key(&namespace) {
+                self.metrics.switches(level, &namespace, 0);
+            }
+        }
+    }
+
+    /// Keeps the time of one kind; says which are on, and nothing where that
     /// cannot be seen.
-    async fn keep<K>(&self, kind: &'static str) -> Option<bool>
+    async fn keep<K>(&self, kind: &'static str) -> Option<On>
     where
         K: Emergency + Clone + Debug + DeserializeOwned,
     {
@@ -69,16 +111,19 @@ impl TimeLimits {
         let listed = match api.list(&ListParams::default()).await {
             Ok(listed) => listed,
             // Not served: there is none.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Some(false),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Some(On::new()),
             Err(error) => {
                 tracing::warn!(%error, kind, "listing the kill switch's objects failed");
                 return None;
             }
         };
         let now = self.clock.now();
-        let mut any_on = false;
+        let mut on = On::new();
         for switch in listed {
-            any_on |= switch.is_on(now);
+            if switch.is_on(now) {
+                *on.entry(switch.namespace().unwrap_or_default())
+                    .or_default() += 1;
+            }
             if let Err(error) = self.keep_one(&switch, now).await {
                 tracing::warn!(
                     %error,
@@ -89,7 +134,7 @@ impl TimeLimits {
                 );
             }
         }
-        Some(any_on)
+        Some(on)
     }
 
     async fn keep_one<K>(&self, switch: &K, now: SystemTime) -> kube::Result<()>
