@@ -3,8 +3,23 @@
 //! `./scripts/test cluster` starts the node, installs the chart and runs these;
 //! `./scripts/test cluster -- NAME` those whose name contains NAME.
 //!
+//! - [`policy`]: who may connect, as PeerAuthentication says.
+//! - [`discovery`]: what sidecars know of where connections go.
+//! - [`peers`]: a pod with Istio's Envoy.
+//! - [`rotation`]: certificates that are renewed while they are in use.
+//! - [`security`]: what a cluster demands of pods, and is told of them.
+//! - [`certificate`], [`afterwards`]: what several of these need.
 //! - [`pods`]: what comes out of a Deployment, a Job, a StatefulSet.
 //! - [`traffic`]: what pods say to each other.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod afterwards;
+mod certificate;
+mod discovery;
+mod peers;
 mod pods;
+mod policy;
+mod rotation;
+mod security;
 mod traffic;
