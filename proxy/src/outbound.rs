@@ -21,7 +21,7 @@ use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use crate::buffer::Buffered;
 use crate::copy::copy_both_ways;
@@ -32,7 +32,7 @@ use crate::http2;
 use crate::inbound::DETECTION_TIMEOUT;
 use crate::metrics::{Direction, Metrics, Server};
 use crate::socket;
-use crate::upstream::{Requests, Stream, Upstream};
+use crate::upstream::{Place, Requests, Stream, Upstream};
 
 pub(crate) use destinations::Destinations;
 
@@ -130,13 +130,23 @@ impl Outbound {
             }
             Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => false,
         };
-        let inside = if is_opaque {
+        let mut inside = if is_opaque {
             Sniff::Opaque
         } else {
             first_bytes(&mut client, DETECTION_TIMEOUT).await?
         };
+        let mut tunnel = None;
+        if inside == Sniff::More {
+            // The server may be the one that begins; whoever speaks first tells.
+            let Some(mut opened) = self.open(&client, upstream).await else {
+                return Ok(());
+            };
+            inside = outwait(&mut client, &mut opened.server, upstream).await?;
+            tunnel = Some(opened);
+        }
         match inside {
             Sniff::Http1 => {
+                drop(tunnel);
                 let mut requests = Requests::new(Rc::clone(upstream));
                 let mut session = self.session(upstream, drain);
                 let served = http1::serve(&mut client, &mut requests, &mut session).await;
@@ -144,12 +154,19 @@ impl Outbound {
                 served.inspect_err(|_| socket::reset_on_close(&client))
             }
             Sniff::Http2 => {
+                drop(tunnel);
                 let mut session = self.session(upstream, drain);
                 http2::serve(client, Rc::clone(upstream), &mut session).await
             }
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
-                let is_silent = inside == Sniff::More;
-                let carried = self.carry(&mut client, upstream, is_silent).await;
+                let tunnel = match tunnel {
+                    Some(tunnel) => Some(tunnel),
+                    None => self.open(&client, upstream).await,
+                };
+                let Some(tunnel) = tunnel else {
+                    return Ok(());
+                };
+                let carried = self.carry(&mut client, upstream, tunnel).await;
                 carried.inspect_err(|_| socket::reset_on_close(&client))
             }
         }
@@ -171,27 +188,41 @@ impl Outbound {
         }
     }
 
-    /// Carries bytes that nobody looks at, to one endpoint.
-    async fn carry(
-        &self,
-        client: &mut Buffered<TcpStream>,
-        upstream: &Upstream,
-        is_silent: bool,
-    ) -> io::Result<()> {
+    /// A connection to one endpoint for bytes that nobody looks at. Where there
+    /// is none to be had, the client's is reset.
+    async fn open(&self, client: &Buffered<TcpStream>, upstream: &Upstream) -> Option<Tunnel> {
         let passthrough = upstream.is_passthrough();
-        let targets = upstream.targets();
         let connected = async {
             let place = upstream.choose(&[])?;
             upstream.connect(place, Protocol::Opaque).await
         };
-        let (place, stream) = match connected.await {
-            Ok(connected) => connected,
+        match connected.await {
+            Ok((place, stream)) => Some(Tunnel {
+                server: Buffered::new(stream),
+                place,
+                passthrough,
+            }),
             Err(failure) => {
-                self.report(&failure, &targets.service);
+                self.report(&failure, &upstream.targets().service);
                 socket::reset_on_close(client);
-                return Ok(());
+                None
             }
-        };
+        }
+    }
+
+    /// Carries bytes both ways, to the end.
+    async fn carry(
+        &self,
+        client: &mut Buffered<TcpStream>,
+        upstream: &Upstream,
+        tunnel: Tunnel,
+    ) -> io::Result<()> {
+        let Tunnel {
+            mut server,
+            place,
+            passthrough,
+        } = tunnel;
+        let targets = upstream.targets();
         let labels = if passthrough {
             self.metrics.process.passthrough();
             self.metrics.outbound(&Server {
@@ -207,10 +238,6 @@ impl Outbound {
             })
         };
         let metrics = self.metrics.tcp(&labels);
-        let mut server = Buffered::new(stream);
-        if is_silent && server_is_first(client, &mut server).await {
-            upstream.speaks_first.set(true);
-        }
         let copied = copy_both_ways(client, &mut server, &metrics.meter).await;
         copied.inspect_err(|error| self.break_off(&targets.service, &mut server, error))
     }
@@ -240,18 +267,33 @@ impl Outbound {
     }
 }
 
-/// Whether the server is the first to speak. Nothing is taken: whatever either
-/// says is in its buffer.
-async fn server_is_first(
-    client: &mut Buffered<impl tokio::io::AsyncRead + Unpin>,
+/// A connection to an endpoint that carries bytes.
+struct Tunnel {
+    server: Buffered<Stream>,
+    place: Place,
+    passthrough: bool,
+}
+
+/// Waits with a client that was silent at first until it or the server speaks,
+/// and says what the client speaks. A machine that is busy makes every client
+/// slow; it must not change what is known of their requests. Nothing is taken:
+/// whatever either says is in its buffer.
+async fn outwait(
+    client: &mut Buffered<TcpStream>,
     server: &mut Buffered<Stream>,
-) -> bool {
-    let first = async {
-        tokio::select! {
-            biased;
-            _ = client.fill() => false,
-            count = server.fill() => count.is_ok_and(|count| count > 0),
-        }
+    upstream: &Upstream,
+) -> io::Result<Sniff> {
+    let began = Instant::now();
+    let client_is_first = tokio::select! {
+        biased;
+        _ = client.fill() => true,
+        _ = server.fill() => false,
     };
-    timeout(SERVER_FIRST, first).await.unwrap_or(false)
+    if client_is_first && !client.buffer.is_empty() {
+        return first_bytes(client, DETECTION_TIMEOUT).await;
+    }
+    if !server.buffer.is_empty() && began.elapsed() < SERVER_FIRST {
+        upstream.speaks_first.set(true);
+    }
+    Ok(Sniff::Opaque)
 }

@@ -94,6 +94,21 @@ async fn a_server_that_speaks_first_is_heard_though_nobody_said_so() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_slow_to_speak_is_taken_for_what_it_is() {
+    let shop = Shop::http().await;
+    let mut stream = TcpStream::connect(shop.dial()).await.unwrap();
+    // It was silent for so long that the server might have been the one to begin.
+    let opened = "istio_tcp_connections_opened_total";
+    metric_becomes(&shop.server, opened, &[], 1.0).await;
+    let request = b"GET / HTTP/1.1\r\nhost: cart\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    metric_becomes(&shop.client, "istio_requests_total", &[], 1.0).await;
+}
+
+#[tokio::test]
 async fn each_request_of_a_connection_goes_to_another_pod_and_none_to_one_that_left() {
     let shop = Shop::http().await;
     let other_app = apps::echo_http().await.unwrap();
