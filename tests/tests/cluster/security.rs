@@ -128,7 +128,10 @@ impl Drop for DefaultDeny {
             .status();
         let is_gone = deleted.is_ok_and(|status| status.success());
         // A second panic would hide the first.
-        assert!(is_gone || std::thread::panicking(), "{TABLE} is still there");
+        assert!(
+            is_gone || std::thread::panicking(),
+            "{TABLE} is still there"
+        );
     }
 }
 
