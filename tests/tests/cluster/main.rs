@@ -8,7 +8,10 @@
 //! - [`peers`]: a pod with Istio's Envoy.
 //! - [`rotation`]: certificates that are renewed while they are in use.
 //! - [`security`]: what a cluster demands of pods, and is told of them.
-//! - [`certificate`], [`afterwards`]: what several of these need.
+//! - [`outages`]: what goes on while ours are away.
+//! - [`emergency`]: the kill switch.
+//! - [`lifecycle`]: upgrade and uninstallation.
+//! - [`certificate`], [`programs`], [`afterwards`]: what several of these need.
 //! - [`pods`]: what comes out of a Deployment, a Job, a StatefulSet.
 //! - [`traffic`]: what pods say to each other.
 
@@ -17,9 +20,13 @@
 mod afterwards;
 mod certificate;
 mod discovery;
+mod emergency;
+mod lifecycle;
+mod outages;
 mod peers;
 mod pods;
 mod policy;
+mod programs;
 mod rotation;
 mod security;
 mod traffic;

@@ -1,0 +1,127 @@
+//! Level 2: sidecars that run hand bytes on untouched.
+
+use std::net::SocketAddr;
+
+use bulkhead_tests::cluster::apps::{self, App, HTTP_PORT, Load, TCP_ECHO_PORT, server, sum};
+use bulkhead_tests::cluster::commands::bulkhead;
+use bulkhead_tests::cluster::{alone, beside_others, until};
+use bulkhead_tests::namespace::Namespace;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::STRICT;
+use crate::programs::{self, CA, CONTROL};
+
+/// What a client without a sidecar is told.
+async fn asked_in_plaintext(pod: &Pod) -> Option<u16> {
+    let address = SocketAddr::new(apps::ip(pod), HTTP_PORT);
+    apps::get(address, "/", &[]).await.ok()?.status
+}
+
+async fn forwards(pod: &Pod) -> bool {
+    sum(pod, "bulkhead_bypass", &["phase=\"forward\""]).await == 1.0
+}
+
+/// Requests, each on a connection of its own, and lines on one that is kept.
+async fn under_load<'a>(namespace: &'a Namespace, web: &App<'_>) -> [Load<'a>; 2] {
+    let url = web.url("/");
+    let lines = format!("tcp://{}:{TCP_ECHO_PORT}", web.host());
+    let requests = ["--new-connections", url.as_str()];
+    let (requests, lines) = tokio::join!(
+        Load::start_with(namespace, "requests", &requests),
+        Load::start(namespace, "lines", &lines),
+    );
+    [requests, lines]
+}
+
+/// There and back, from STRICT on both sides, under load all the while.
+async fn there_and_back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>], how: &str) {
+    let pod = web.pod().await;
+    assert_eq!(asked_in_plaintext(&pod).await, Some(403));
+    let scope = ["-n", namespace.name()];
+    let said = bulkhead(&[&["bypass", "--reason", "a drill"][..], &scope[..]].concat()).await;
+    assert!(said.contains(how), "{said}");
+    assert!(forwards(&pod).await, "{said}");
+    assert_eq!(asked_in_plaintext(&pod).await, Some(200));
+    for load in loads {
+        assert!(forwards(&load.app().pod().await).await, "{said}");
+        load.goes_on(50).await;
+    }
+
+    bulkhead(&[&["on"][..], &scope[..]].concat()).await;
+    until("plaintext is refused again", async || {
+        (asked_in_plaintext(&pod).await == Some(403)).then_some(())
+    })
+    .await;
+    for load in loads {
+        load.goes_on(50).await;
+        load.has_not_failed().await;
+    }
+}
+
+#[tokio::test]
+async fn with_control_up_no_request_fails_and_no_connection_ends_on_the_way_there_and_back() {
+    let cluster = beside_others().await;
+    let namespace = cluster.meshed_namespace_with(STRICT).await;
+    let web = server("web").start(&namespace).await;
+    let loads = under_load(&namespace, &web).await;
+    // The server and both loads. The command gives control two seconds for it.
+    let how = "control  told all 3 sidecars, and they forward";
+    there_and_back(&namespace, &web, &loads, how).await;
+}
+
+#[tokio::test]
+async fn with_control_down_no_request_fails_and_no_connection_ends_on_the_way_there_and_back() {
+    let cluster = alone().await;
+    let namespace = cluster.meshed_namespace_with(STRICT).await;
+    let web = server("web").start(&namespace).await;
+    let loads = under_load(&namespace, &web).await;
+    programs::without(&cluster, &[CONTROL], async {
+        let how = "forward  3 of 3 sidecars";
+        there_and_back(&namespace, &web, &loads, how).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sidecar_without_a_certificate_works_under_bypass() {
+    let cluster = alone().await;
+    let namespace = cluster.meshed_namespace_with(STRICT).await;
+    programs::without(&cluster, &[CA], async {
+        let web = server("web").create(&namespace).await;
+        let client = server("client").create(&namespace).await;
+        for app in [&web, &client] {
+            until("its sidecar runs", async || {
+                let pods = app.pods().await;
+                let status = pods.first()?.status.as_ref()?;
+                let sidecars = status.init_container_statuses.as_ref()?;
+                let state = |name: &str| {
+                    let found = sidecars.iter().find(|container| container.name == name);
+                    found.and_then(|container| container.state.as_ref())
+                };
+                state(bulkhead_inject::PROXY_CONTAINER)?
+                    .running
+                    .as_ref()
+                    .map(|_| ())
+            })
+            .await;
+        }
+        bulkhead(&[
+            "bypass",
+            "--reason",
+            "the CA is dead",
+            "-n",
+            namespace.name(),
+        ])
+        .await;
+        web.ready().await;
+        client.ready().await;
+        // Bytes pass untouched, so it is Kubernetes that leads them to the
+        // server, a moment after the server is ready.
+        until("the server answers", async || {
+            (client.get(&web.url("/")).await.status == Some(200)).then_some(())
+        })
+        .await;
+    })
+    .await;
+    bulkhead(&["on", "-n", namespace.name()]).await;
+}
