@@ -21,6 +21,8 @@
 //! - [`control`]: what changes in the cluster reaches proxies.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod annotations;
 mod certificate_authority;
 mod check;
