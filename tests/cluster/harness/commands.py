@@ -155,7 +155,15 @@ def _become(cluster: Cluster, line: list[str]) -> None:
 def _environment(cluster: Cluster) -> dict[str, str]:
     programs = lifecycle.programs_of(cluster)
     path = f"{programs.kubernetes}:{programs.helm.parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "KUBECONFIG": str(cluster.kubeconfig), "BULKHEAD_CLUSTER": str(cluster.directory)}
+    return {
+        **os.environ,
+        "PATH": path,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        # By default the kinds that kubectl found are kept by the API server's address, and
+        # all clusters have the same.
+        "KUBECACHEDIR": str(cluster.directory / "kube-cache"),
+        "BULKHEAD_CLUSTER": str(cluster.directory),
+    }
 
 
 def _line(arguments: argparse.Namespace) -> list[str]:
