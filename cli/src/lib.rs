@@ -10,6 +10,7 @@
 //! - [`cluster`]: the cluster that a command is about.
 //! - [`emergency`]: what the kill switch's commands are made of.
 //! - `config`: what the environment says.
+//! - [`error`]: errors as people read them.
 //! - [`manifest`]: streams of YAML or JSON documents, edited one by one.
 
 use clap::Parser;
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod commands;
 mod config;
 pub mod emergency;
+pub mod error;
 pub mod manifest;
 pub mod mesh;
 

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use bulkhead::Cli;
 use bulkhead::commands::demo::Interrupted;
+use bulkhead::{Cli, error};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
                 interrupted.exit_code().into()
             }
             None => {
-                let _ = writeln!(std::io::stderr(), "error: {error:#}");
+                let _ = writeln!(std::io::stderr(), "error: {}", error::describe(&error));
                 ExitCode::FAILURE
             }
         },

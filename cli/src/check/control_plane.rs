@@ -8,8 +8,8 @@ use kube::{Api, CustomResourceExt as _};
 use super::Look;
 use super::finding::Finding;
 
-const INSTALL: &str = "install the chart again: `helm upgrade --install bulkhead charts/bulkhead`, \
-                       or `bulkhead install | kubectl apply --server-side -f -`";
+const INSTALL: &str = "install the chart again: `helm upgrade --install bulkhead charts/bulkhead \
+                       -n bulkhead-system`, or `bulkhead install | kubectl apply --server-side -f -`";
 /// The label that says which version an object is of.
 const VERSION: &str = "app.kubernetes.io/version";
 

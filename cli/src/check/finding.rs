@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::error;
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Finding {
@@ -62,7 +64,10 @@ impl Finding {
             kube::Error::Api(status) if status.code == 403 => {
                 Self::skipped(check, format!("you may not look: {}", status.message))
             }
-            error => Self::failed(check, format!("asking the API server failed: {error}")),
+            error => Self::failed(
+                check,
+                format!("asking the API server failed: {}", error::of_kube(error)),
+            ),
         }
     }
 

@@ -9,6 +9,7 @@ use kube::{Api, ResourceExt as _};
 
 use super::finding::Finding;
 use super::{Look, pods};
+use crate::error;
 
 const CHECK: &str = "self-test";
 const INJECT: &str = "bulkhead.io/inject";
@@ -49,14 +50,20 @@ pub(super) async fn self_test(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
         .remedy("look at what else is found here, and at other admission webhooks"),
         Err(error) if error.to_string().contains(".inject.bulkhead.io") => Finding::failed(
             CHECK,
-            format!("a pod that asks for a sidecar is refused in {namespace}: {error}"),
+            format!(
+                "a pod that asks for a sidecar is refused in {namespace}: {}",
+                error::of_kube(&error)
+            ),
         )
         .remedy(
             "see that the API server reaches the webhook; `bulkhead off` lets pods in meanwhile",
         ),
         Err(error) => Finding::skipped(
             CHECK,
-            format!("the API server refuses the pod of the test in {namespace}: {error}"),
+            format!(
+                "the API server refuses the pod of the test in {namespace}: {}",
+                error::of_kube(&error)
+            ),
         ),
     }])
 }

@@ -16,6 +16,7 @@ use crate::emergency::{
     Pace, Presence, Scope, ScopeArgs, Switch, banner, find, has_orders, is_forbidden,
     is_obeyed_by_the_api_server, leave_out, mesh_pods, remove, restart_all, sort, step_back,
 };
+use crate::error;
 
 /// The way back from off, bypass and eject.
 ///
@@ -85,7 +86,7 @@ impl On {
             Ok(pods) => pods,
             // Whoever may turn injection off and on need not see pods.
             Err(error) if !self.restart => {
-                writeln!(out, "unseen   {error:#}")?;
+                writeln!(out, "unseen   {}", error::describe(&error))?;
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -155,7 +156,7 @@ async fn remove_all<K: Switch>(
     let switches = match find::<K>(cluster, scope).await {
         Ok(switches) => switches,
         Err(error) if is_forbidden(&error) => {
-            writeln!(out, "unseen   {error:#}")?;
+            writeln!(out, "unseen   {}", error::describe(&error))?;
             return Ok(0);
         }
         Err(error) => return Err(error),

@@ -7,6 +7,7 @@ use kube::ResourceExt as _;
 use super::switch::{Limit, Switch, Turned};
 use super::terms::{Request, end};
 use crate::cluster::Cluster;
+use crate::error;
 
 /// What is true now, until when, who said so and why, and who ends it.
 pub(crate) fn write_turned<K: Switch>(
@@ -40,8 +41,9 @@ pub(crate) fn write_turned<K: Switch>(
         Limit::Ours(error) => writeln!(
             out,
             "ends     only if bulkhead-control in {} runs, or by `bulkhead on`: the Job that \
-             would end it could not be made: {error}",
-            cluster.system_namespace
+             would end it could not be made: {}",
+            cluster.system_namespace,
+            error::of_kube(error)
         )?,
     }
     Ok(())

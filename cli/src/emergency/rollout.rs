@@ -19,6 +19,7 @@ use tokio::time::{Instant, interval};
 use super::scope::WorkloadKind;
 use super::workloads::Workload;
 use crate::cluster::Cluster;
+use crate::error;
 
 const POLL: Duration = Duration::from_millis(500);
 
@@ -69,7 +70,7 @@ pub(crate) async fn restart_all(
                 )?;
             }
             Err(error) => {
-                outcome.stopped_at = Some((workload, format!("{error:#}")));
+                outcome.stopped_at = Some((workload, error::describe(&error)));
                 progress(&outcome).await;
                 return Ok(outcome);
             }

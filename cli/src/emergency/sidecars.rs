@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::scope::Scope;
 use crate::cluster::Cluster;
+use crate::error;
 
 /// Pods of one page of a list.
 const PAGE: u32 = 500;
@@ -139,7 +140,7 @@ pub(crate) async fn order_all(
         let problem = match answer {
             Ok(Ok(in_force)) if phases.contains(&in_force.phase.as_str()) => return None,
             Ok(Ok(in_force)) => format!("it is told to {} by somebody else", in_force.phase),
-            Ok(Err(error)) => format!("{error:#}"),
+            Ok(Err(error)) => error::describe(&error),
             Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
         };
         Some((pod.clone(), problem))

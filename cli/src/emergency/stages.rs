@@ -21,6 +21,7 @@ use super::order;
 use super::scope::Scope;
 use super::sidecars::{MeshPod, Missed, Presence, mesh_pods, order_all};
 use crate::cluster::Cluster;
+use crate::error;
 
 /// How long control may take to be heard of.
 const FIRST_WORD: Duration = Duration::from_millis(500);
@@ -134,7 +135,7 @@ async fn write_orders(
         let owner = order::owner(cluster, bypass, namespace).await;
         if let Err(error) = order::write(cluster, namespace, &order, owner.as_ref()).await {
             // The sidecars that are reached need no file.
-            writeln!(out, "file     {error:#}")?;
+            writeln!(out, "file     {}", error::describe(&error))?;
         }
     }
     Ok(())

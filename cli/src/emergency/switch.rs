@@ -2,11 +2,13 @@
 
 use std::fmt::Debug;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use bulkhead_crds::emergency::{Emergency, Level, Terms, time_limit};
+use bulkhead_inject::SYSTEM_NAMESPACES;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
+use kube::core::Status;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, ResourceExt as _};
 use serde::Serialize;
@@ -52,6 +54,10 @@ pub(crate) async fn turn<K: Switch>(
     request: &Request,
 ) -> anyhow::Result<Turned<K>> {
     let namespace = request.scope.switch_namespace();
+    ensure!(
+        !SYSTEM_NAMESPACES.contains(&namespace),
+        "pods in {namespace} never get a sidecar, so there is nothing to switch there"
+    );
     let name = name(K::LEVEL);
     let jobs: Api<Job> = Api::namespaced(cluster.client.clone(), namespace);
     let (by, job) = futures::join!(who_am_i(cluster), async {
@@ -215,6 +221,9 @@ fn refused<K: Emergency>(error: kube::Error, namespace: &str) -> anyhow::Error {
         Level::Ejection => "eject",
     };
     match &error {
+        kube::Error::Api(status) if is_about_a_namespace(status) => anyhow!(
+            "there is no namespace {namespace}; `kubectl get namespaces` lists those there are"
+        ),
         kube::Error::Api(status) if status.code == 404 => anyhow!(
             "this cluster does not know the kind {kind}; Bulkhead's chart installs it, so either \
              this is another cluster or crds.install is off"
@@ -230,4 +239,10 @@ fn refused<K: Emergency>(error: kube::Error, namespace: &str) -> anyhow::Error {
             K::plural(&())
         )),
     }
+}
+
+/// Whether it is the namespace that is not there.
+fn is_about_a_namespace(status: &Status) -> bool {
+    let details = status.details.as_ref();
+    status.code == 404 && details.is_some_and(|details| details.kind == "namespaces")
 }
