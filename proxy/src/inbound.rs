@@ -137,7 +137,7 @@ impl Inbound {
                 self.forward(client, inside, None, route, drain, permit)
                     .await
             }
-            Err(reason) => self.refuse(client, first, reason, drain).await,
+            Err(reason) => self.refuse(client, first, reason, route, drain).await,
         }
     }
 
@@ -312,13 +312,21 @@ impl Inbound {
         mut client: Buffered<TcpStream>,
         first: Sniff,
         reason: Reason,
+        route: Route,
         drain: drain::Watch,
     ) -> Result<(), Ended> {
         let reason = match first {
             Sniff::More => Reason::DetectionTimeout,
             _ => reason,
         };
-        let failure = Failure::new(reason, format!("the client began with {first:?}"));
+        // For the log: whoever is on call looks for the client and for the rule.
+        let detail = format!(
+            "{} began with {first:?} on port {}; the rule: {}",
+            route.source,
+            route.target.port(),
+            self.policy().name
+        );
+        let failure = Failure::new(reason, detail);
         let mut session = self.session(self.metrics.inbound(None), drain);
         match first {
             Sniff::Http1 => {
