@@ -220,8 +220,8 @@ async fn settle(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let (name, what, enough) = match phase {
-        BypassPhase::Off => ("off    ", "enforce again", &["off"][..]),
-        _ => ("accept ", "send mTLS again", &["accept", "off"][..]),
+        BypassPhase::Off => ("enforce", "enforce policy again", &["off"][..]),
+        _ => ("secure ", "send mTLS again", &["accept", "off"][..]),
     };
     let order = order_json(taken_back(phase));
     let deadline = Instant::now() + REFRESH;
