@@ -8,6 +8,7 @@ use bulkhead_crds::istio::peer_authentication::{self as istio, PeerAuthenticatio
 use bulkhead_runtime::drain;
 use bulkhead_runtime::readiness::Condition;
 use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
 use kube::core::DynamicObject;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -65,24 +66,40 @@ impl Cluster {
     async fn optional(self, kind: Kind, group: &'static str, versions: &'static [&'static str]) {
         let mut drain = self.drain.clone();
         loop {
-            if let Some(version) = self.served(kind, group, versions).await {
-                let is_gone = |error: &watcher::Error| !is_not_found(error);
-                let end = match kind {
-                    Kind::Bypass => {
-                        let api = Api::<Bypass>::all(self.client.clone());
-                        self.follow(api, kind, is_gone, keep::<Bypass>).await
+            match self.served(kind, group, versions).await {
+                Ok(Some(version)) => {
+                    let is_passing = |error: &watcher::Error| !is_not_found(error);
+                    let end = match kind {
+                        Kind::Bypass => {
+                            let api = Api::<Bypass>::all(self.client.clone());
+                            self.follow(api, kind, is_passing, keep::<Bypass>).await
+                        }
+                        _ => {
+                            let resource = istio::api_resource(version);
+                            let api =
+                                Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+                            self.follow(api, kind, is_passing, keep_policy).await
+                        }
+                    };
+                    if matches!(end, End::Drain) {
+                        return;
                     }
-                    _ => {
-                        let resource = istio::api_resource(version);
-                        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
-                        self.follow(api, kind, is_gone, keep_policy).await
-                    }
-                };
-                if matches!(end, End::Drain) {
-                    return;
+                    // What was known holds until the API server says that there is
+                    // no such kind; where it starts, it may not know all at first.
+                }
+                Ok(None) => self.apply(Change::Replaced(kind, Vec::new())),
+                // Who does not know whether there are policies must not tell
+                // proxies that there are none.
+                Err(error) => {
+                    self.metrics.source_error(kind.as_str());
+                    tracing::warn!(
+                        %error,
+                        kind = kind.as_str(),
+                        "asking the API server whether it serves a kind failed; what is known of \
+                         it stays in force"
+                    );
                 }
             }
-            self.apply(Change::Replaced(kind, Vec::new()));
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = drain.started() => return,
@@ -90,33 +107,25 @@ impl Cluster {
         }
     }
 
-    /// The first of these versions in which the kind is served.
+    /// The first of these versions in which the kind is served; nothing where the
+    /// API server says that none of them is.
     async fn served(
         &self,
         kind: Kind,
         group: &str,
         versions: &[&'static str],
-    ) -> Option<&'static str> {
+    ) -> kube::Result<Option<&'static str>> {
         for version in versions {
             let group_version = format!("{group}/{version}");
+            let is_kind = |found: &APIResource| found.kind == kind.as_str();
             match self.client.list_api_group_resources(&group_version).await {
-                Ok(list)
-                    if list
-                        .resources
-                        .iter()
-                        .any(|found| found.kind == kind.as_str()) =>
-                {
-                    return Some(version);
-                }
+                Ok(list) if list.resources.iter().any(is_kind) => return Ok(Some(version)),
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => {
-                    self.metrics.source_error(kind.as_str());
-                    tracing::warn!(%error, kind = kind.as_str(), "asking the API server what it serves failed");
-                }
+                Err(error) => return Err(error),
             }
         }
-        None
+        Ok(None)
     }
 
     /// Follows one kind. `is_passing` says of an error whether the watch is to
@@ -229,3 +238,6 @@ fn is_not_found(error: &watcher::Error) -> bool {
     };
     status.code == 404
 }
+
+#[cfg(test)]
+mod tests;
