@@ -81,6 +81,9 @@ pub(crate) struct Lease<S> {
     /// Whether it has carried requests before, so that the server may have
     /// closed it in the meantime.
     pub(crate) reused: bool,
+    /// Whether the server's proxy has proved who it is, so that what it says of
+    /// a request's delivery is its own word.
+    pub(crate) vouched: bool,
 }
 
 /// What the requests of one client connection share.

@@ -69,11 +69,13 @@ impl<C: Connect> Upstreams for OneToOne<C> {
             return Ok(Lease {
                 connection,
                 reused: true,
+                vouched: false,
             });
         }
         Ok(Lease {
             connection: Buffered::new(self.connector.connect().await?),
             reused: false,
+            vouched: false,
         })
     }
 

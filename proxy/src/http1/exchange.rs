@@ -65,6 +65,7 @@ where
         let Lease {
             mut connection,
             reused,
+            vouched,
         } = match taken {
             // There is no other; so what the first one said is the answer.
             Err(_) if attempt == Attempt::Elsewhere => return Err(undelivered().into()),
@@ -73,7 +74,7 @@ where
         let fate = || Fate {
             pooled: U::POOLED,
             last: session.drain.is_started(),
-            elsewhere: U::POOLED && is_whole,
+            elsewhere: vouched && is_whole,
         };
         let sent = if is_whole {
             send_whole::<D, U>(client, &mut connection, request, there, fate).await

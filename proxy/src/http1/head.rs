@@ -209,6 +209,13 @@ pub fn replace_connection(head: &[u8], added: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// A head without the lines of one header.
+pub fn without(head: &[u8], name: &[u8]) -> Vec<u8> {
+    let lines = head.split_inclusive(|byte| *byte == b'\n');
+    let kept = lines.filter(|line| !name_is(line, name));
+    kept.flatten().copied().collect()
+}
+
 fn name_is(line: &[u8], name: &[u8]) -> bool {
     line.split_at_checked(name.len())
         .is_some_and(|(start, rest)| start.eq_ignore_ascii_case(name) && rest.starts_with(b":"))

@@ -45,7 +45,8 @@ pub(super) struct Fate {
     pub(super) pooled: bool,
     /// This is the last response on the client's connection.
     pub(super) last: bool,
-    /// A request that the application never got can be sent to another server.
+    /// A request that the application never got can be sent to another server,
+    /// and the proxy that says so is known to be one.
     pub(super) elsewhere: bool,
 }
 
@@ -108,7 +109,11 @@ where
             && (fate.pooled || response.keep_alive),
         tunnel,
     };
-    send(server, buffer, client, &response, &mut body, there, relayed)
+    let head = Head {
+        length: response.length,
+        rewritten: head_for_client(&response, buffer.data(), fate, relayed),
+    };
+    send(server, buffer, client, head, &mut body, there)
         .await
         .map_err(|error| match error {
             ForwardError::Write(error) => RelayError::Cut(CutBy::Client, error),
@@ -174,36 +179,60 @@ where
     }
 }
 
+/// A response's head, as it came and as it goes on.
+struct Head {
+    length: usize,
+    /// Nothing where it goes on as it came.
+    rewritten: Option<Vec<u8>>,
+}
+
+/// The head as the client is to see it, where that is not as it came.
+fn head_for_client(
+    response: &ResponseHead,
+    bytes: &[u8],
+    fate: Fate,
+    relayed: Relayed,
+) -> Option<Vec<u8>> {
+    let came = &bytes[..response.length];
+    // An application that passes on what its own upstream's proxy said has had
+    // the request; in our mouth it would say the contrary.
+    let is_second_hand = !fate.pooled && is_undelivered(response, bytes);
+    let own = is_second_hand.then(|| head::without(came, REASON_HEADER.as_bytes()));
+    // The client learns the truth about its own connection.
+    let says_close = !relayed.client_reusable && !relayed.tunnel;
+    if says_close == response.says_close {
+        return own;
+    }
+    let close: &[u8] = if says_close {
+        b"connection: close\r\n"
+    } else {
+        b""
+    };
+    let mut rewritten = Vec::new();
+    head::replace_connection(own.as_deref().unwrap_or(came), close, &mut rewritten);
+    Some(rewritten)
+}
+
 /// Writes the head, with the bytes of the body that are there, then the rest.
 async fn send<S, C>(
     server: &mut S,
     buffer: &mut Buffer,
     client: &mut C,
-    response: &ResponseHead,
+    head: Head,
     body: &mut Body,
     there: usize,
-    relayed: Relayed,
 ) -> Result<(), ForwardError>
 where
     S: AsyncRead + Unpin,
     C: AsyncWrite + Unpin,
 {
-    let whole = response.length + there;
-    // The client learns the truth about its own connection.
-    let says_close = !relayed.client_reusable && !relayed.tunnel;
-    let written = if says_close == response.says_close {
-        write(client, &buffer.data()[..whole]).await
-    } else {
-        let close: &[u8] = if says_close {
-            b"connection: close\r\n"
-        } else {
-            b""
-        };
-        let mut rewritten = Vec::with_capacity(whole + close.len());
-        let head = &buffer.data()[..response.length];
-        head::replace_connection(head, close, &mut rewritten);
-        rewritten.extend_from_slice(&buffer.data()[response.length..whole]);
-        write(client, &rewritten).await
+    let whole = head.length + there;
+    let written = match head.rewritten {
+        None => write(client, &buffer.data()[..whole]).await,
+        Some(mut rewritten) => {
+            rewritten.extend_from_slice(&buffer.data()[head.length..whole]);
+            write(client, &rewritten).await
+        }
     };
     written.map_err(ForwardError::Write)?;
     buffer.consume(whole);

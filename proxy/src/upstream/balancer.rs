@@ -363,17 +363,21 @@ impl Upstreams for Requests {
             && let Some(mut connection) = place.peer.take_idle(&place.security)
         {
             connection.io.in_flight = Some(place.peer.hold());
+            let vouched = place.identity().is_some();
             self.in_use = Some(place);
             return Ok(Lease {
                 connection,
                 reused: true,
+                vouched,
             });
         }
         let (place, stream) = self.upstream.connect(place, Protocol::Http1).await?;
+        let vouched = place.identity().is_some();
         self.in_use = Some(place);
         Ok(Lease {
             connection: Buffered::new(stream),
             reused: false,
+            vouched,
         })
     }
 

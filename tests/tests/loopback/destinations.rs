@@ -177,6 +177,52 @@ async fn a_request_that_a_pod_on_its_way_out_cannot_serve_is_served_by_another()
     );
 }
 
+/// An application that has had the request and could not serve it, because of
+/// somebody behind it: it passes on what that one's sidecar said.
+async fn gateway() -> App {
+    apps::serve(|mut stream, requests| async move {
+        let mut read = [0; 4096];
+        if stream.read(&mut read).await.is_ok() {
+            requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let answer = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\
+                          bulkhead-reason: upstream_connect_failed\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_request_that_an_application_has_had_is_sent_to_no_other_whatever_it_passes_on() {
+    let shop = Shop::open(gateway().await).await;
+    let other_app = gateway().await;
+    let other = shop
+        .controlled
+        .server("cart-1", "127.0.0.4", other_app.address)
+        .await;
+    let both = [
+        shop.endpoint(true),
+        ("cart-1", other.addresses.inbound[0], true),
+    ];
+    let buy = async |count: u64| {
+        let before = shop.app.seen() + other_app.seen();
+        for _ in 0..count {
+            let mut client = Client::connect(shop.dial()).await.unwrap();
+            let order = Bytes::from_static(b"one teapot");
+            let answer = client.send("POST", "/", order).await.unwrap();
+            assert_eq!(answer.status, 503, "{answer:?}");
+        }
+        assert_eq!(shop.app.seen() + other_app.seen() - before, count);
+    };
+    shop.controlled.cart(&both);
+    while other_app.seen() == 0 {
+        buy(1).await;
+    }
+    buy(10).await;
+    assert!(shop.app.seen() > 0);
+}
+
 #[tokio::test]
 async fn a_service_without_a_ready_pod_is_named_as_such() {
     let shop = Shop::http().await;
