@@ -194,8 +194,12 @@ impl AppBuilder {
 
     /// Makes both objects, and waits until every pod is ready.
     pub async fn start(self, namespace: &Namespace) -> App<'_> {
+        let listens = self.container["ports"][0].is_object() && !self.headless;
         let app = self.create(namespace).await;
         app.ready().await;
+        if listens {
+            app.is_served().await;
+        }
         app
     }
 }
@@ -259,6 +263,22 @@ impl App<'_> {
                 panic!("{} is not ready:\n{}", self.name, self.state().await);
             }
         }
+    }
+
+    /// Waits until the node's own kube-proxy leads to a pod: it hears of a pod
+    /// that is ready a moment after everybody who looks at the pod, and turns
+    /// clients without a sidecar away until then.
+    async fn is_served(&self) {
+        let service = self.namespace.api::<Service>().get(&self.name).await;
+        let spec = service.expect("the Service is there").spec;
+        let address = spec.and_then(|spec| spec.cluster_ip);
+        let address: std::net::IpAddr = address
+            .and_then(|address| address.parse().ok())
+            .expect("the Service has an address");
+        until("kube-proxy leads to a pod", async || {
+            TcpStream::connect((address, HTTP_PORT)).await.ok()
+        })
+        .await;
     }
 
     /// Restarts the pods one after the other, as `kubectl rollout restart` does,
