@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::bypass::{self, Switch};
 use crate::credentials::{self, Latest};
-use crate::discovery::{self, Directory, Subscribers};
+use crate::discovery::{self, Directory, FirstWord, Subscribers};
 use crate::metrics::Metrics;
 use crate::status::{Admin, NOT_DRAINING, Status};
 use crate::worker::{self, Work};
@@ -96,14 +96,16 @@ impl Proxy {
         let subscribers = Subscribers {
             policy,
             switch: switch.clone(),
-            has_policy: monitoring.readiness.condition("control's word on policy"),
+            has_policy: FirstWord::new(monitoring.readiness.condition("control's word on policy")),
         };
+        let first_word = subscribers.has_policy.watch();
         let process_metrics = metrics.process.clone();
         let (directory, control) =
             discovery::Client::new(&config, latest.clone(), process_metrics, subscribers);
         let known = Known {
             latest: latest.clone(),
             policy: policy_watch,
+            first_word,
             bypass: switch.state(),
             directory,
         };
@@ -178,6 +180,7 @@ impl Proxy {
 struct Known {
     latest: Latest,
     policy: watch::Receiver<Arc<InboundPolicy>>,
+    first_word: watch::Receiver<bool>,
     bypass: bypass::State,
     directory: Directory,
 }
@@ -214,6 +217,7 @@ impl DataPath {
                 metrics: metrics.clone(),
                 clock: clock.clone(),
                 policy: known.policy.clone(),
+                first_word: known.first_word.clone(),
                 bypass: known.bypass.clone(),
                 directory: known.directory.clone(),
                 inbound_sockets,

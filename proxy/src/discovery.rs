@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use crate::upstream::Upstream;
 use cache::Cache;
 
-pub(crate) use stream::{Client, Subscribers};
+pub(crate) use stream::{Client, FirstWord, Subscribers};
 
 /// How long a first dial waits for control to say what the destination is.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);

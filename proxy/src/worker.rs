@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) policy: watch::Receiver<Arc<InboundPolicy>>,
+    /// Whether that is what counts, and connections may be taken in.
+    pub(crate) first_word: watch::Receiver<bool>,
     pub(crate) bypass: bypass::State,
     pub(crate) directory: Directory,
     pub(crate) inbound_sockets: Vec<InboundSocket>,
@@ -121,11 +123,19 @@ async fn serve(work: Work) {
     for InboundSocket { socket, forward } in work.inbound_sockets {
         let inbound = Rc::clone(&inbound);
         let drain = work.inbound_drain.clone();
-        spawn_local(accept(socket, drain, move |stream, source, drain| {
-            if let Some(route) = route(&stream, source, forward, &inbound) {
-                spawn_local(Rc::clone(&inbound).serve(stream, route, drain));
-            }
-        }));
+        let mut first_word = work.first_word.clone();
+        spawn_local(async move {
+            // Connections that come before wait in the kernel: what the settings
+            // permit may be more than what control is about to say. Whoever could
+            // say it being gone means that the settings count.
+            let _ = first_word.wait_for(|is_said| *is_said).await;
+            let accepted = accept(socket, drain, move |stream, source, drain| {
+                if let Some(route) = route(&stream, source, forward, &inbound) {
+                    spawn_local(Rc::clone(&inbound).serve(stream, route, drain));
+                }
+            });
+            accepted.await;
+        });
     }
     let shared = Rc::new(upstream::Worker {
         latest: work.latest,

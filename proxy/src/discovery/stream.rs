@@ -72,7 +72,7 @@ pub(crate) struct Client {
     policy: watch::Sender<Arc<InboundPolicy>>,
     switch: Switch,
     metrics: ProcessMetrics,
-    has_policy: Condition,
+    has_policy: FirstWord,
     /// The versions of what is known of the pod itself.
     own: BTreeMap<ResourceKind, String>,
 }
@@ -81,8 +81,32 @@ pub(crate) struct Client {
 pub(crate) struct Subscribers {
     pub(crate) policy: watch::Sender<Arc<InboundPolicy>>,
     pub(crate) switch: Switch,
-    /// Holds once control has said what the pod accepts, or might as well have.
-    pub(crate) has_policy: Condition,
+    pub(crate) has_policy: FirstWord,
+}
+
+/// Whether control has said what the pod accepts, or might as well have: nobody
+/// is taken in before, and the pod is not ready.
+#[derive(Clone, Debug)]
+pub(crate) struct FirstWord {
+    condition: Condition,
+    said: watch::Sender<bool>,
+}
+
+impl FirstWord {
+    pub(crate) fn new(condition: Condition) -> Self {
+        let (said, _) = watch::channel(false);
+        Self { condition, said }
+    }
+
+    /// Becomes true, once and for all.
+    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+        self.said.subscribe()
+    }
+
+    fn is_said(&self) {
+        self.condition.set(true);
+        self.said.send_replace(true);
+    }
 }
 
 impl Client {
@@ -95,7 +119,7 @@ impl Client {
     ) -> (Directory, Option<Self>) {
         let cache = Arc::new(Cache::new(metrics.clone()));
         let Some(address) = config.control() else {
-            subscribers.has_policy.set(true);
+            subscribers.has_policy.is_said();
             let (_, link) = watch::channel(Link::Away);
             return (Directory { cache, link }, None);
         };
@@ -129,7 +153,7 @@ impl Client {
         let link = self.link.clone();
         let impatience = async move {
             sleep(FIRST_POLICY).await;
-            has_policy.set(true);
+            has_policy.is_said();
             // Nobody waits any longer for a control that never came.
             link.send_if_modified(|link| {
                 let waited = *link == Link::Connecting;
@@ -316,7 +340,7 @@ impl Client {
                     }
                     is_new
                 });
-                self.has_policy.set(true);
+                self.has_policy.is_said();
                 self.own.insert(kind, version);
             }
             (ResourceName::Bypass(pod), Resource::Bypass(bypass)) if pod == self.pod => {

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use bulkhead_core::policy::MtlsMode;
 use bulkhead_proxy::app::Proxy;
 use bulkhead_tests::apps::{self, App, Client};
 use bulkhead_tests::metrics;
@@ -237,6 +238,33 @@ async fn a_service_without_a_ready_pod_is_named_as_such() {
     };
     assert_eq!(answer.status, 503);
     assert_eq!(answer.reason(), Some("no_ready_endpoint"));
+}
+
+#[tokio::test]
+async fn nobody_is_taken_in_before_control_has_said_what_is_accepted() {
+    let controlled = Controlled::start().await;
+    controlled.mode("STRICT");
+    let app = apps::echo_http().await.unwrap();
+    let other = controlled.server("cart-0", "127.0.0.2", app.address).await;
+    // Control has read the policy once this one is told.
+    while apps::get(other.addresses.inbound[0], "/")
+        .await
+        .unwrap()
+        .status
+        != 403
+    {}
+    let seen = app.seen();
+
+    let mut config = controlled.pod("shop", "cart-1", "127.0.0.4");
+    config.inbound = vec![on("127.0.0.4", app.address)];
+    assert_eq!(config.mode, MtlsMode::Permissive, "by its own settings");
+    let server = controlled.mesh.proxy(config).await.unwrap();
+    let answer = apps::get(server.addresses.inbound[0], "/").await.unwrap();
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (403, Some("plaintext_refused"))
+    );
+    assert_eq!(app.seen(), seen);
 }
 
 #[tokio::test]
