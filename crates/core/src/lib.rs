@@ -16,7 +16,8 @@
 //! - [`settings`]: how every program reads its environment, all errors at once.
 //! - [`policy`]: mTLS modes and the inbound decision.
 //! - [`protocol`]: what is spoken inside a connection, and how we know.
-//! - [`discovery`]: what control tells a proxy.
+//! - [`discovery`]: what control tells a proxy; [`held`]: what a proxy tells
+//!   control of the trust that it holds.
 //! - [`bypass`]: what takes a proxy out of the path without control.
 //! - [`alpn`]: the names that mark mesh traffic on the wire.
 //! - [`reason`]: the stable code of each refusal that the proxy makes.
@@ -30,6 +31,7 @@ pub mod bypass;
 pub mod cidr;
 pub mod discovery;
 pub mod duration;
+pub mod held;
 pub mod identity;
 pub mod pod_settings;
 pub mod policy;

@@ -4,10 +4,14 @@
 //! - [`Request`]: what a proxy says: names it wants or wants no more, or that
 //!   it took or refused an answer.
 //! - [`Response`]: what control says.
+//! - `held`: what a proxy holds of the mesh's trust, beside its first request.
+
+mod held;
 
 use std::collections::BTreeMap;
 
 use bulkhead_core::discovery::{MAX_NAME_LENGTH, Resource, ResourceKind};
+use bulkhead_core::held::Held;
 
 use crate::discovery::{self, ResourceError};
 use crate::generated::xds as wire;
@@ -33,6 +37,9 @@ const MAX_TOKEN: usize = 1024;
 pub struct Request {
     /// `<namespace>/<pod>`; the first request of a stream must have it.
     pub node: Option<String>,
+    /// What the proxy holds of the mesh's trust: with the first request of a
+    /// stream, and whenever it changes.
+    pub held: Option<Held>,
     pub kind: ResourceKind,
     pub subscribe: Vec<String>,
     pub unsubscribe: Vec<String>,
@@ -55,6 +62,7 @@ impl Request {
     pub fn new(kind: ResourceKind) -> Self {
         Self {
             node: None,
+            held: None,
             kind,
             subscribe: Vec::new(),
             unsubscribe: Vec::new(),
@@ -70,12 +78,15 @@ impl From<Request> for DeltaDiscoveryRequest {
             Some(reply) => (reply.nonce, reply.refused),
             None => (String::new(), None),
         };
+        let says_something = request.node.is_some() || request.held.is_some();
+        let node = says_something.then(|| wire::Node {
+            id: request.node.unwrap_or_default(),
+            metadata: request.held.as_ref().map(held::write),
+            user_agent_name: "bulkhead-proxy".into(),
+            ..Default::default()
+        });
         Self {
-            node: request.node.map(|id| wire::Node {
-                id,
-                user_agent_name: "bulkhead-proxy".into(),
-                ..Default::default()
-            }),
+            node,
             type_url: request.kind.type_url().into(),
             resource_names_subscribe: request.subscribe,
             resource_names_unsubscribe: request.unsubscribe,
@@ -111,7 +122,9 @@ impl TryFrom<DeltaDiscoveryRequest> for Request {
         for version in request.initial_resource_versions.values() {
             bounded("a version", version, MAX_TOKEN)?;
         }
-        let node = request.node.map(|node| node.id).unwrap_or_default();
+        let wire::Node {
+            id: node, metadata, ..
+        } = request.node.unwrap_or_default();
         bounded("the node's id", &node, MAX_TOKEN)?;
         bounded("the nonce", &request.response_nonce, MAX_TOKEN)?;
         let reply = (!request.response_nonce.is_empty()).then(|| Reply {
@@ -122,6 +135,7 @@ impl TryFrom<DeltaDiscoveryRequest> for Request {
         });
         Ok(Self {
             node: (!node.is_empty()).then_some(node),
+            held: metadata.as_ref().and_then(held::read),
             kind,
             subscribe: request.resource_names_subscribe,
             unsubscribe: request.resource_names_unsubscribe,

@@ -1,10 +1,22 @@
+use std::time::{Duration, UNIX_EPOCH};
+
 use prost::Message;
+use prost_types::value::Kind;
 
 use super::*;
+
+fn held() -> Held {
+    Held {
+        bundle: "00112233445566778899aabbccddeeff".into(),
+        signing_root: "0123456789abcdef".repeat(4),
+        certificate_expires: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+    }
+}
 
 fn request() -> Request {
     Request {
         node: Some("shop/cart-0".into()),
+        held: Some(held()),
         subscribe: vec!["10.0.0.1:80".into()],
         unsubscribe: vec!["10.0.0.2:80".into()],
         known: [("10.0.0.3:80".into(), "7".into())].into(),
@@ -26,7 +38,11 @@ fn a_request_survives_the_way_over_the_wire() {
         }),
         ..request()
     };
-    for request in [bare, request(), acknowledged] {
+    let only_held = Request {
+        held: Some(held()),
+        ..Request::new(ResourceKind::Inbound)
+    };
+    for request in [bare, request(), acknowledged, only_held] {
         let wire = DeltaDiscoveryRequest::from(request.clone());
         assert_eq!(Request::try_from(wire), Ok(request));
     }
@@ -89,6 +105,7 @@ fn a_response_whose_resources_are_of_another_kind_is_refused() {
 fn the_numbers_of_the_fields_are_envoys() {
     let wire = DeltaDiscoveryRequest::from(Request {
         node: None,
+        held: None,
         known: BTreeMap::new(),
         ..request()
     });
@@ -101,4 +118,39 @@ fn the_numbers_of_the_fields_are_envoys() {
     }
     expected.extend_from_slice(&[7 << 3 | 2, 6, 1 << 3, 3, 2 << 3 | 2, 2, b'n', b'o']);
     assert_eq!(wire.encode_to_vec(), expected);
+}
+
+#[test]
+fn what_a_proxy_holds_goes_under_the_names_that_were_agreed() {
+    let wire = DeltaDiscoveryRequest::from(request());
+    let fields = wire.node.unwrap().metadata.unwrap().fields;
+    let text = |text: &str| Some(Kind::StringValue(text.into()));
+    assert_eq!(fields["trust-bundle"].kind, text(&held().bundle));
+    assert_eq!(fields["signing-root"].kind, text(&held().signing_root));
+    let expires = Some(Kind::NumberValue(1_800_000_000.0));
+    assert_eq!(fields["certificate-expires"].kind, expires);
+}
+
+#[test]
+fn a_client_that_says_nothing_usable_of_what_it_holds_is_served_as_if_it_said_nothing() {
+    for (name, value) in [
+        ("trust-bundle", Kind::StringValue("NOT HEX".into())),
+        ("trust-bundle", Kind::NumberValue(1.0)),
+        ("trust-bundle", Kind::StringValue(String::new())),
+        ("signing-root", Kind::StringValue("a".repeat(65))),
+        ("signing-root", Kind::NullValue(0)),
+        ("certificate-expires", Kind::NumberValue(-1.0)),
+        ("certificate-expires", Kind::NumberValue(f64::NAN)),
+        ("certificate-expires", Kind::NumberValue(f64::INFINITY)),
+        ("certificate-expires", Kind::StringValue("1".into())),
+    ] {
+        let mut wire = DeltaDiscoveryRequest::from(request());
+        let metadata = wire.node.as_mut().unwrap().metadata.as_mut().unwrap();
+        metadata.fields.insert(name.into(), value.into());
+        let expected = Request {
+            held: None,
+            ..request()
+        };
+        assert_eq!(Request::try_from(wire), Ok(expected), "{name}");
+    }
 }
