@@ -17,7 +17,8 @@
 //! - [`service`]: the call, as one paragraph.
 //! - [`authenticate`]: a bearer token becomes a [`authenticate::Caller`].
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
-//! - [`issuer`]: what signs; the place for another upstream.
+//! - [`issuer`]: what signs.
+//! - [`upstream`]: who signs above us; the place for another.
 //! - [`store`]: where root and intermediate are kept.
 //! - [`trust_bundle`]: the roots, where pods find them.
 //! - [`serving`]: this server's own certificate.
@@ -51,4 +52,5 @@ pub mod service;
 pub mod serving;
 pub mod store;
 pub mod trust_bundle;
+pub mod upstream;
 pub mod vet;

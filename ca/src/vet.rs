@@ -11,7 +11,7 @@ use crate::authenticate::Caller;
 #[derive(Clone, Debug)]
 pub struct VettedCsr {
     id: SpiffeId,
-    public_key: PublicKey,
+    csr: ParsedCsr,
 }
 
 impl VettedCsr {
@@ -22,7 +22,12 @@ impl VettedCsr {
 
     /// The key to issue it for.
     pub fn public_key(&self) -> &PublicKey {
-        &self.public_key
+        self.csr.public_key()
+    }
+
+    /// The request as the caller signed it.
+    pub fn csr(&self) -> &ParsedCsr {
+        &self.csr
     }
 }
 
@@ -47,7 +52,7 @@ pub fn vet(
     }
     Ok(VettedCsr {
         id: caller.id().clone(),
-        public_key: csr.public_key().clone(),
+        csr: csr.clone(),
     })
 }
 

@@ -44,6 +44,7 @@ pub struct CreateError(#[from] rcgen::Error);
 /// but names.
 #[derive(Clone, Debug)]
 pub struct ParsedCsr {
+    der: Vec<u8>,
     public_key: PublicKey,
     uris: Vec<String>,
     other_names: Vec<OtherName>,
@@ -103,6 +104,7 @@ impl ParsedCsr {
                 crate::key::SignatureError::Mismatch => CsrError::Signature,
             })?;
         let mut parsed = Self {
+            der: der.to_vec(),
             public_key,
             uris: Vec::new(),
             other_names: Vec::new(),
@@ -120,6 +122,11 @@ impl ParsedCsr {
             parsed.take(extension)?;
         }
         Ok(parsed)
+    }
+
+    /// The request as its sender signed it, for another CA to see.
+    pub fn to_pem(&self) -> String {
+        std::mem::take(&mut *pem::encode(pem::CERTIFICATE_REQUEST, &self.der))
     }
 
     pub fn public_key(&self) -> &PublicKey {

@@ -1,0 +1,106 @@
+//! Who signs above us, where the mesh's root is somebody else's.
+//!
+//! ```text
+//!  issuer ─ sign_intermediate ─▶ Upstream ─┬─ a directory of PEM files
+//!         └ sign_leaf ─────────▶           ├─ cert-manager
+//!                                          └─ Vault
+//! ```
+//!
+//! An upstream signs our intermediate, which then signs everything else, or it
+//! signs each leaf. Whatever it answers is checked by [`SignedChain`] before
+//! anybody relies on it. One that fails stops nothing: what is there signs on,
+//! and the failure is a word of [`Reason`] in metrics and the status.
+//!
+//! To add one: a file below that implements [`Upstream`], and its form in the
+//! settings.
+
+use std::time::Duration;
+
+use bulkhead_core::identity::TrustDomain;
+use bulkhead_pki::bundle::Roots;
+use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::key::PrivateKey;
+
+use crate::vet::VettedCsr;
+
+/// Another CA, which signs for this one.
+#[tonic::async_trait]
+pub trait Upstream: Send + Sync + 'static {
+    /// `files`, `cert-manager` or `vault`: for status, logs and metrics.
+    fn kind(&self) -> &'static str;
+
+    /// Signs an intermediate with this key, which signs leaves of the trust
+    /// domain. It may be valid for less than `lifetime`.
+    async fn sign_intermediate(
+        &self,
+        key: &PrivateKey,
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+    ) -> Result<SignedChain, UpstreamError>;
+
+    /// Signs one leaf: the vetted identity for the vetted key. It may be valid
+    /// for less than `lifetime`.
+    async fn sign_leaf(
+        &self,
+        csr: &VettedCsr,
+        lifetime: Duration,
+    ) -> Result<SignedChain, UpstreamError>;
+
+    /// Resolves when what signs there has changed, such as a replaced file;
+    /// never, where the upstream cannot tell.
+    async fn changed(&self);
+}
+
+/// What an upstream gave.
+#[derive(Clone, Debug)]
+pub struct SignedChain {
+    /// What was asked for first, then each signer of the one before, without
+    /// the root.
+    pub chain: Vec<Certificate>,
+    /// Who vouches for it. The root that the chain ends in is the first.
+    pub roots: Roots,
+}
+
+/// Why an upstream signed nothing: what happened and what to do about it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct UpstreamError {
+    reason: Reason,
+    message: String,
+}
+
+impl UpstreamError {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+}
+
+/// The kinds of failure, by who can end them.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reason {
+    /// It cannot be reached, answers too late, or is out of order: it may work
+    /// again by itself.
+    Unreachable,
+    /// It says no: somebody must permit it there.
+    Refused,
+    /// What it is set up with, or gave, does not fit: somebody must repair it.
+    Unusable,
+}
+
+impl Reason {
+    /// A stable word for status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Unusable => "unusable",
+        }
+    }
+}
