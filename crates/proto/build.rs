@@ -3,7 +3,13 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = ["ca.proto", "health.proto", "discovery.proto", "xds.proto"];
+    let files = [
+        "ca.proto",
+        "discovery.proto",
+        "health.proto",
+        "rpc.proto",
+        "xds.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     // Connections are made by the programs, which know whom to trust. Maps are
     // ordered where equal resources must be equal bytes.

@@ -11,6 +11,19 @@ pub use crate::generated::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 
+/// What goes beside a call, as gRPC metadata.
+pub mod metadata {
+    /// Of a request: the id of the trust bundle that the caller holds, in
+    /// lower-case hexadecimal digits. Absent where it holds none.
+    pub const TRUST_BUNDLE: &str = "bulkhead-trust-bundle";
+    /// Of a request: when the caller's present certificate expires, in seconds
+    /// since 1970. Absent where it has none.
+    pub const CERTIFICATE_EXPIRES: &str = "bulkhead-certificate-expires";
+    /// Of an answer: which version of the trust bundle its roots are; a greater
+    /// number is a later one. Absent where the CA does not know.
+    pub const TRUST_BUNDLE_SEQUENCE: &str = "bulkhead-trust-bundle-sequence";
+}
+
 /// The key under which node proxies name the workload that they act for.
 const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 

@@ -3,6 +3,7 @@
 //!
 //! - [`ca`]: the CSR service.
 //! - [`discovery`]: what control tells a proxy; [`xds`]: how it gets there.
+//! - [`retry`]: a refusal for lack of room, and when to come again.
 //! - [`health`]: gRPC health checks, which probes use.
 //!
 //! Generated types are used where gRPC's own traits name them, and converted at
@@ -11,6 +12,7 @@
 pub mod ca;
 pub mod discovery;
 pub mod health;
+pub mod retry;
 pub mod xds;
 
 /// What is generated from the .proto files.
@@ -27,6 +29,10 @@ pub mod generated {
 
     pub mod health {
         tonic::include_proto!("grpc.health.v1");
+    }
+
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
     }
 
     pub mod xds {
