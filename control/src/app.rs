@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bulkhead_crds::lease::{self, Holder};
+use bulkhead_crds::owner::Owner;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Condition;
@@ -20,7 +22,6 @@ use crate::emergency::keeper;
 use crate::emergency::time_limits::TimeLimits;
 use crate::hub::Hub;
 use crate::index;
-use crate::lease::Holder;
 use crate::metrics::Metrics;
 use crate::missing::{self, Missing};
 use crate::object::{Kind, Reading};
@@ -29,6 +30,8 @@ use crate::service::Discovery;
 use crate::source::cluster::{self, Cluster};
 use crate::source::directory::Directory;
 
+/// The name of the Lease: whoever holds it does what needs doing once.
+const LEASE: &str = "bulkhead-control";
 /// How often the objects that are known are counted for the metrics.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
@@ -234,10 +237,13 @@ fn tend(
         tokio::spawn(limits.run(drain.clone()));
         let (holder, held) = Holder::new(
             client.clone(),
-            &config.namespace,
-            config.owner.as_deref(),
-            config.instance.clone(),
-            clock.clone(),
+            lease::Settings {
+                namespace: config.namespace.clone(),
+                name: LEASE.to_owned(),
+                instance: config.instance.clone(),
+                owner: Owner::named(client.clone(), config.owner.as_deref()),
+                clock: clock.clone(),
+            },
         );
         tokio::spawn(holder.run(drain.clone()));
         let instance = &config.instance;

@@ -21,8 +21,8 @@
 //! - [`hub`]: where what is known meets who wants to know.
 //! - `server`, `service`: connections, and the streams on them.
 //! - [`emergency`]: bypasses, in their stages.
-//! - `missing`: pods without the sidecar that they should have; `lease`: which
-//!   replica does something about it.
+//! - `missing`: pods without the sidecar that they should have; the replica that
+//!   holds the Lease does something about it.
 //! - [`audit`], [`metrics`]: what is told about it all.
 //!
 //! # What the ServiceAccount must be allowed
@@ -47,7 +47,6 @@ pub mod config;
 pub mod emergency;
 pub mod hub;
 pub mod index;
-mod lease;
 pub mod metrics;
 mod missing;
 pub mod object;

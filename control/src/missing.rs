@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bulkhead_crds::lease::Held;
 use bulkhead_runtime::drain;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as KubePod};
 use kube::api::EvictParams;
@@ -17,7 +18,6 @@ use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
 
 use crate::hub::Hub;
-use crate::lease::Held;
 use crate::metrics::{Metrics, NamespaceLabel, OutcomeLabel};
 use crate::object::{Key, Name};
 

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 
+use crate::certificate_authority::CertificateAuthority;
 use crate::emergency::{Bypass, Ejection, InjectionStop};
 
 /// Where the chart looks for definitions, in the repository.
@@ -34,6 +35,7 @@ fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
         (DIRECTORY, InjectionStop::crd()),
         (DIRECTORY, Bypass::crd()),
         (DIRECTORY, Ejection::crd()),
+        (DIRECTORY, CertificateAuthority::crd()),
     ]
 }
 
