@@ -72,6 +72,11 @@ impl Roots {
             .map(|(_, anchor)| anchor.clone())
             .collect()
     }
+
+    /// Which of the certificates this anchor was made of.
+    pub(crate) fn place_of(&self, anchor: &TrustAnchor<'_>) -> Option<usize> {
+        self.anchors.iter().position(|other| other == anchor)
+    }
 }
 
 impl PartialEq for Roots {

@@ -47,6 +47,17 @@ impl Certificate {
         std::mem::take(&mut *pem::encode(pem::CERTIFICATE, &self.der))
     }
 
+    /// Whose certificate it is, for people (RFC 4514). Names identify nobody:
+    /// two authorities may have the same.
+    pub fn subject(&self) -> String {
+        with_parsed(&self.der, |parsed| parsed.subject().to_string()).unwrap_or_default()
+    }
+
+    /// Who signed it, in the same form.
+    pub fn issuer(&self) -> String {
+        with_parsed(&self.der, |parsed| parsed.issuer().to_string()).unwrap_or_default()
+    }
+
     pub fn not_before(&self) -> SystemTime {
         self.facts.not_before
     }

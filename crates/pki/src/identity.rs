@@ -10,8 +10,10 @@ use rustls::client::Resumption;
 use rustls::server::ProducesTickets;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, CommonState, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use crate::bundle::TrustBundle;
+use crate::certificate::Certificate;
 use crate::key::{KeyError, PrivateKey};
 use crate::svid::SvidChain;
 use crate::tls::{self, TlsError};
@@ -23,11 +25,14 @@ const CLIENT_SESSIONS: usize = 256;
 
 /// A workload's identity, which its peers accept.
 ///
-/// It never changes: renewal makes a new one. TLS sessions are resumed only
-/// within one identity, so that none outlives a change of certificate or bundle.
+/// It never changes: renewal makes a new one, and so does another bundle. TLS
+/// sessions are resumed only within one identity, so that none outlives a change
+/// of certificate or bundle.
 pub struct WorkloadIdentity {
     chain: SvidChain,
     bundle: Arc<TrustBundle>,
+    /// The place of the root that vouches for the chain, among the bundle's.
+    signing_root: usize,
     resolver: Arc<SingleCertAndKey>,
     ticketer: Arc<dyn ProducesTickets>,
 }
@@ -46,20 +51,29 @@ impl WorkloadIdentity {
         if chain.public_key()? != *key.public_key() {
             return Err(IdentityError::KeyMismatch);
         }
-        let bundle = Arc::new(bundle);
-        let verifier = PeerVerifier::only(Arc::clone(&bundle), expected.clone());
-        let presented = chain.to_der();
-        let (leaf, intermediates) = presented
-            .split_first()
-            .expect("a chain begins with its leaf");
-        for role in [Role::Client, Role::Server] {
-            verifier.verify(leaf, intermediates, role, now)?;
-        }
+        let (presented, signing_root) = accepted(expected, &chain, &bundle, now)?;
         Ok(Self {
             resolver: tls::resolver(presented, key)?,
-            ticketer: rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::from)?,
+            ticketer: new_ticketer()?,
             chain,
-            bundle,
+            bundle: Arc::new(bundle),
+            signing_root,
+        })
+    }
+
+    /// The same key and chain with another bundle, if peers that hold that one
+    /// accept the chain.
+    ///
+    /// # Errors
+    /// The bundle has no root for the chain, or the chain is not valid any more.
+    pub fn with_bundle(&self, bundle: TrustBundle, now: SystemTime) -> Result<Self, IdentityError> {
+        let (_, signing_root) = accepted(self.id(), &self.chain, &bundle, now)?;
+        Ok(Self {
+            resolver: Arc::clone(&self.resolver),
+            ticketer: new_ticketer()?,
+            chain: self.chain.clone(),
+            bundle: Arc::new(bundle),
+            signing_root,
         })
     }
 
@@ -118,6 +132,12 @@ impl WorkloadIdentity {
         &self.bundle
     }
 
+    /// The root that vouches for the chain: the first of the bundle's, where
+    /// several could.
+    pub fn signing_root(&self) -> &Certificate {
+        &self.bundle.roots().certificates()[self.signing_root]
+    }
+
     pub fn not_before(&self) -> SystemTime {
         self.chain.not_before()
     }
@@ -130,6 +150,29 @@ impl WorkloadIdentity {
     pub fn serial(&self) -> String {
         self.chain.serial()
     }
+}
+
+/// The chain as it is presented, and the place of the root that vouches for it,
+/// if peers with this bundle accept it in both roles.
+fn accepted(
+    expected: &SpiffeId,
+    chain: &SvidChain,
+    bundle: &TrustBundle,
+    now: SystemTime,
+) -> Result<(Vec<CertificateDer<'static>>, usize), PeerError> {
+    let verifier = PeerVerifier::only(Arc::new(bundle.clone()), expected.clone());
+    let presented = chain.to_der();
+    let (leaf, intermediates) = presented
+        .split_first()
+        .expect("a chain begins with its leaf");
+    verifier.verify(leaf, intermediates, Role::Client, now)?;
+    let (_, root) = verifier.verify_with_root(leaf, intermediates, Role::Server, now)?;
+    Ok((presented, root))
+}
+
+/// Makes tickets that no other identity takes.
+fn new_ticketer() -> Result<Arc<dyn ProducesTickets>, TlsError> {
+    Ok(rustls::crypto::aws_lc_rs::Ticketer::new()?)
 }
 
 impl fmt::Debug for WorkloadIdentity {

@@ -113,34 +113,49 @@ impl PeerVerifier {
         role: Role,
         now: SystemTime,
     ) -> Result<PeerId, PeerError> {
+        self.verify_with_root(leaf, intermediates, role, now)
+            .map(|(peer, _)| peer)
+    }
+
+    /// Verifies a chain, and says as well which root vouches for it: its place
+    /// among those of the bundle.
+    pub(crate) fn verify_with_root(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: Role,
+        now: SystemTime,
+    ) -> Result<(PeerId, usize), PeerError> {
         if intermediates.len() >= MAX_CHAIN_LENGTH {
             return Err(PeerError::ChainTooLong);
         }
-        self.verify_path(leaf, intermediates, role, now)?;
+        let root = self.verify_path(leaf, intermediates, role, now)?;
         let peer = PeerId::of_leaf(&Facts::parse(leaf)?, &self.bundle)?;
         match &self.expected {
             Some(expected) if peer.id != *expected => Err(PeerError::UnexpectedIdentity {
                 expected: expected.clone(),
                 actual: peer.id,
             }),
-            _ => Ok(peer),
+            _ => Ok((peer, root)),
         }
     }
 
-    /// RFC 5280, section 6, and the profile's rules for each signer on the way.
+    /// RFC 5280, section 6, and the profile's rules for each signer on the way
+    /// to one of the bundle's roots, whose place is the answer.
     fn verify_path(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         role: Role,
         now: SystemTime,
-    ) -> Result<(), PeerError> {
+    ) -> Result<usize, PeerError> {
         let usage = match role {
             Role::Client => KeyUsage::client_auth(),
             Role::Server => KeyUsage::server_auth(),
         };
         let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let anchors = self.bundle.roots().anchors_at(now);
+        let roots = self.bundle.roots();
+        let anchors = roots.anchors_at(now);
         let end_entity = EndEntityCert::try_from(leaf)?;
         let path = end_entity.verify_for_usage(
             tls::algorithms().all,
@@ -154,7 +169,8 @@ impl PeerVerifier {
         for signer in path.intermediate_certificates() {
             svid::check_signing(&Facts::parse(&signer.der())?)?;
         }
-        Ok(())
+        let place = roots.place_of(path.anchor());
+        Ok(place.expect("a path ends in one of the anchors that it was sought from"))
     }
 
     fn verify_for_tls(

@@ -3,13 +3,20 @@
 use std::sync::Arc;
 
 use bulkhead_core::identity::TrustDomain;
-use bulkhead_pki::identity::WorkloadIdentity;
+use bulkhead_pki::bundle::{Roots, TrustBundle};
+use bulkhead_pki::identity::{IdentityError, WorkloadIdentity};
 use bulkhead_pki::key::PrivateKey;
 use bulkhead_pki::verifier::PeerError;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 
 use crate::support::{DAY, HOUR, Mesh, now, trust_domain, workload};
+
+/// The bundle while one root follows another.
+fn both_roots(old: &Mesh, new: &Mesh) -> TrustBundle {
+    let roots = [&old.root, &new.root].map(|root| root.certificate().clone());
+    TrustBundle::new(trust_domain(), Roots::new(roots).unwrap())
+}
 
 struct Pair {
     client: ClientConnection,
@@ -172,6 +179,58 @@ fn a_session_is_not_resumed_with_a_renewed_identity() {
     let renewed = mesh.identity(&workload("cart"));
     let pair = connect(client_of(&renewed, "orders"), server).unwrap();
     assert_eq!(pair.server.handshake_kind(), Some(HandshakeKind::Full));
+}
+
+#[test]
+fn a_session_is_not_resumed_with_another_trust_bundle() {
+    let (mesh, next) = (Mesh::new(), Mesh::new());
+    let (cart, orders) = (
+        mesh.identity(&workload("cart")),
+        mesh.identity(&workload("orders")),
+    );
+    let both = both_roots(&mesh, &next);
+    let client = client_of(&cart, "orders");
+    connect(client.clone(), server_of(&orders)).unwrap();
+    let orders = orders.with_bundle(both.clone(), now()).unwrap();
+    let pair = connect(client, server_of(&orders)).unwrap();
+    assert_eq!(pair.server.handshake_kind(), Some(HandshakeKind::Full));
+
+    let cart = cart.with_bundle(both, now()).unwrap();
+    let pair = connect(client_of(&cart, "orders"), server_of(&orders)).unwrap();
+    assert_eq!(pair.server.handshake_kind(), Some(HandshakeKind::Full));
+}
+
+#[test]
+fn an_identity_with_a_new_root_in_its_bundle_serves_peers_of_both_roots() {
+    let (mesh, next) = (Mesh::new(), Mesh::new());
+    let both = both_roots(&mesh, &next);
+    let old = mesh.identity(&workload("cart"));
+    let new = next.identity(&workload("orders"));
+    assert!(connect(client_of(&old, "orders"), server_of(&new)).is_err());
+
+    let old = old.with_bundle(both.clone(), now()).unwrap();
+    let new = new.with_bundle(both, now()).unwrap();
+    connect(client_of(&old, "orders"), server_of(&new)).unwrap();
+    connect(client_of(&new, "cart"), server_of(&old)).unwrap();
+    assert_eq!(old.signing_root(), mesh.root.certificate());
+    assert_eq!(new.signing_root(), next.root.certificate());
+    assert_eq!(old.serial(), old.chain().serial());
+}
+
+#[test]
+fn an_identity_does_not_take_a_bundle_that_its_peers_would_refuse_it_by() {
+    let (mesh, next) = (Mesh::new(), Mesh::new());
+    let cart = mesh.identity(&workload("cart"));
+    let refused = cart.with_bundle(next.bundle(), now());
+    assert!(matches!(
+        refused,
+        Err(IdentityError::Peer(PeerError::Path(_)))
+    ));
+    let late = cart.with_bundle(both_roots(&mesh, &next), now() + 2 * DAY);
+    assert!(matches!(late, Err(IdentityError::Peer(PeerError::Path(_)))));
+    let foreign = TrustDomain::new("other.example").unwrap();
+    let foreign = TrustBundle::new(foreign, mesh.bundle().roots().clone());
+    assert!(cart.with_bundle(foreign, now()).is_err());
 }
 
 #[test]
