@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -86,12 +86,13 @@ impl Publisher {
         let mut config_maps = pin!(config_maps.default_backoff());
         let mut places = Places::default();
         let mut writes = FuturesUnordered::new();
+        let mut noticed = Instant::now();
         loop {
             let wanted = self.wanted();
             while writes.len() < AT_ONCE
                 && let Some(namespace) = places.next(Instant::now(), |found| wanted.is(found))
             {
-                writes.push(self.write(namespace, wanted.clone()));
+                writes.push(self.write(namespace, wanted.clone(), noticed));
             }
             self.metrics.trust_bundles.set(places.right());
             let wake = places.wake();
@@ -102,7 +103,12 @@ impl Publisher {
                     None => return,
                 },
                 event = config_maps.next() => match event {
-                    Some(Ok(event)) => places.config_map(event),
+                    Some(Ok(event)) => {
+                        if matches!(event, Event::Delete(_) | Event::InitDone) {
+                            noticed = Instant::now();
+                        }
+                        places.config_map(event);
+                    }
                     Some(Err(error)) => self.interrupted("ConfigMaps", &error),
                     None => return,
                 },
@@ -125,16 +131,18 @@ impl Publisher {
         }
     }
 
-    /// Applies the ConfigMap in a namespace.
+    /// Applies the ConfigMap in a namespace. `noticed` is when the last one was
+    /// seen to be missing.
     fn write(
         &self,
         namespace: String,
         wanted: Wanted,
+        noticed: Instant,
     ) -> impl Future<Output = (String, Outcome)> + use<> {
         let client = self.client.clone();
         async move {
             let apply = async || -> kube::Result<Outcome> {
-                let owners = match wanted.owner.standing().await? {
+                let owners = match wanted.owner.standing_since(noticed.into()).await? {
                     Standing::Owned(owners) => owners,
                     Standing::Uninstalling => return Ok(Outcome::Uninstalling),
                 };
