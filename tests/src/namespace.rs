@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bulkhead_inject::PROXY_CONTAINER;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{
     ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
@@ -13,9 +17,13 @@ use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::time::{interval, timeout};
 
 /// The shortest lifetime that the TokenRequest API grants.
 const TOKEN_SECONDS: i64 = 600;
+/// How long the authorizer may take to hear of a role and its binding.
+const GRANTED_WITHIN: Duration = Duration::from_secs(60);
+const GRANT_POLL: Duration = Duration::from_millis(20);
 
 /// A namespace with a name that no other test has.
 ///
@@ -144,6 +152,7 @@ impl Namespace {
             .create(&parameters, &binding)
             .await
             .expect(may_grant);
+        self.is_granted(account, None, role.rules).await;
     }
 
     /// Lets a ServiceAccount of this namespace do something in it.
@@ -167,6 +176,31 @@ impl Namespace {
             .create(&parameters, &binding)
             .await
             .expect(may_grant);
+        self.is_granted(account, Some(&self.name), role.rules).await;
+    }
+
+    /// Waits until the authorizer, which hears of roles and bindings by watches
+    /// of its own, lets an account do what it was just granted.
+    async fn is_granted(&self, account: &str, place: Option<&str>, rules: Option<Vec<PolicyRule>>) {
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let user = format!("system:serviceaccount:{}:{account}", self.name);
+        for rule in rules.into_iter().flatten() {
+            let asked = asked_for(rule, place, &user);
+            let mut polls = interval(GRANT_POLL);
+            let granted = async {
+                loop {
+                    polls.tick().await;
+                    let answer = reviews.create(&PostParams::default(), &asked).await;
+                    let answer = answer.expect("the administrator may ask who may do what");
+                    if answer.status.is_some_and(|status| status.allowed) {
+                        return;
+                    }
+                }
+            };
+            timeout(GRANTED_WITHIN, granted)
+                .await
+                .unwrap_or_else(|_| panic!("still not allowed: {:?}", asked.spec));
+        }
     }
 
     fn subject(&self, account: &str) -> Subject {
@@ -203,6 +237,32 @@ impl Namespace {
             .status
             .expect("a token request is answered with a status")
             .token
+    }
+}
+
+/// The question whether a user may do the first thing that a rule allows.
+fn asked_for(rule: PolicyRule, place: Option<&str>, user: &str) -> SubjectAccessReview {
+    let first = |list: Option<Vec<String>>| list.and_then(|list| list.into_iter().next());
+    let resource = first(rule.resources).unwrap_or_default();
+    let (resource, subresource) = match resource.split_once('/') {
+        Some((resource, part)) => (resource.to_owned(), Some(part.to_owned())),
+        None => (resource, None),
+    };
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.to_owned()),
+            resource_attributes: Some(ResourceAttributes {
+                namespace: place.map(str::to_owned),
+                verb: rule.verbs.into_iter().next(),
+                group: first(rule.api_groups),
+                resource: Some(resource),
+                subresource,
+                name: first(rule.resource_names),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
     }
 }
 

@@ -202,16 +202,21 @@ pub(crate) async fn is_ready(webhook: &App) {
 /// Waits until pods of a namespace that asks for it are injected: the API
 /// server hears of a configuration by a watch of its own.
 pub(crate) async fn injects_into(namespace: &Namespace) {
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
-    let pod = a_pod("probe").build();
+    let (pod, dry_run) = (a_pod("probe").build(), dry_run());
     let injected = until(async || {
         let shown = namespace.api().create(&dry_run, &pod).await;
         shown.is_ok_and(|pod| is_injected(&pod)).then_some(())
     });
     assert!(injected.await.is_some(), "no sidecar within {SOON:?}");
+}
+
+/// Creating without storing: what comes back shows what would be stored, and
+/// nothing is in the way of the next try.
+pub(crate) fn dry_run() -> PostParams {
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
 }
 
 /// Asks again and again until there is an answer, but not for ever.

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use crate::cluster::{Cluster, SOON, SYSTEM_NAMESPACE, until};
+use crate::cluster::{Cluster, SOON, SYSTEM_NAMESPACE, dry_run, until};
 
 /// What `bulkhead install` prints, which is the chart as Helm renders it.
 const MANIFESTS: &str = include_str!("../../../cli/manifests/install.yaml");
@@ -58,13 +58,9 @@ async fn install(client: &Client) {
     // The API server serves a kind, and obeys policies about it, a moment after
     // it has taken the definition.
     let stops: Api<InjectionStop> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
     let stop = InjectionStop::new("is-it-served", object(json!({"reason": "a question"})));
     let stamped = until(async || {
-        let stored = stops.create(&dry_run, &stop).await.ok()?;
+        let stored = stops.create(&dry_run(), &stop).await.ok()?;
         stored.spec.terms.by
     });
     assert_eq!(
@@ -243,7 +239,8 @@ async fn a_switch_that_kubectl_applies_works_as_well() {
 async fn a_switch_ends_at_its_time_though_everything_of_ours_is_dead() {
     let cluster = without_its_webhook().await;
     let namespace = stuck_namespace(cluster).await;
-    let off = ["off", "--for", "3s", "-n", namespace.name()];
+    // Long enough for a busy machine to create the pod meanwhile.
+    let off = ["off", "--for", "15s", "-n", namespace.name()];
     bulkhead(cluster.server(), &off).await.unwrap();
     is_stored_without(&namespace, &a_pod("first").build()).await;
 
@@ -255,12 +252,12 @@ async fn a_switch_ends_at_its_time_though_everything_of_ours_is_dead() {
         .await
         .expect("Kubernetes deletes it")
         .unwrap();
-    let jobs = namespace
-        .api::<Job>()
-        .list(&Default::default())
-        .await
-        .unwrap();
-    assert!(jobs.items.is_empty(), "the time limit goes with it");
+    let jobs = namespace.api::<Job>();
+    let gone = until(async || {
+        let jobs = jobs.list(&Default::default()).await.unwrap();
+        jobs.items.is_empty().then_some(())
+    });
+    gone.await.expect("the time limit goes with it");
     let refused = until(async || namespace.create_pod(&a_pod("x").build()).await.err()).await;
     assert!(refused.is_some(), "pods ask for the webhook again");
 }
@@ -356,11 +353,14 @@ async fn off_for_the_whole_mesh_leaves_kubernetes_and_unmeshed_pods_alone_and_is
         .await
         .unwrap();
     is_stored_without(&meshed, &a_pod("stored").build()).await;
-    let warning = warnings(&client, &meshed).await;
-    assert!(
-        warning.contains("injection is stopped (admin: a drill)"),
-        "{warning}"
-    );
+    // The policy that warns hears of the switch by a watch of its own.
+    let warned = until(async || {
+        let warnings = warnings(&client, &meshed).await;
+        warnings
+            .contains("injection is stopped (admin: a drill)")
+            .then_some(())
+    });
+    assert!(warned.await.is_some(), "the warning says what is going on");
     for namespace in [&unmeshed, &kube_system] {
         let pod = namespace.create_pod(&a_pod("plain").build()).await.unwrap();
         assert!(

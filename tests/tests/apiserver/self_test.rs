@@ -11,7 +11,9 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
 
-use crate::cluster::{CONFIGURATION, Cluster, SYSTEM_NAMESPACE, decisions, is_ready, until};
+use crate::cluster::{
+    CONFIGURATION, Cluster, SYSTEM_NAMESPACE, decisions, dry_run, is_ready, until,
+};
 
 const SELF_TEST: (&str, &str) = ("BULKHEAD_WEBHOOK_SELF_TEST", "true");
 const ON: &[(&str, &str)] = &[("bulkhead.io/inject", "enabled")];
@@ -121,26 +123,17 @@ async fn what_the_webhook_made_goes_with_the_installation() {
         .unwrap();
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+    let (pod, dry_run) = (a_pod("pod").build(), dry_run());
     let gone = until(async || {
         let secret = secrets.get_opt("bulkhead-webhook-tls").await.unwrap();
         let configuration = configurations.get_opt(CONFIGURATION).await.unwrap();
-        (secret.is_none() && configuration.is_none()).then_some(())
+        let pod = namespace.api().create(&dry_run, &pod).await.ok()?;
+        let is_gone = secret.is_none() && configuration.is_none() && !is_injected(&pod);
+        is_gone.then_some(())
     });
-    gone.await
-        .expect("Kubernetes collects what the ClusterRole owned");
-    let stored = until(async || {
-        let pod = namespace.create_pod(&a_pod("pod").build()).await.ok()?;
-        (!is_injected(&pod)).then_some(())
-    });
-    stored
-        .await
-        .expect("pods are created as if Bulkhead had never been");
-    assert!(
-        configurations
-            .get_opt(CONFIGURATION)
-            .await
-            .unwrap()
-            .is_none()
+    gone.await.expect(
+        "Kubernetes collects what the ClusterRole owned, and pods are created as if Bulkhead had \
+         never been",
     );
     drop(webhook);
 }

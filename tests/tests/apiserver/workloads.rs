@@ -9,7 +9,7 @@ use kube::api::{ListParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, dry_run};
 
 const ON: &[(&str, &str)] = &[("bulkhead.io/inject", "enabled")];
 
@@ -124,11 +124,10 @@ async fn a_dry_run_shows_the_sidecar_and_stores_nothing() {
     let client = Cluster::shared().await.client().await;
     let namespace = Namespace::create(&client, ON, &[]).await;
     let pods: Api<Pod> = namespace.api();
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
-    let shown = pods.create(&dry_run, &a_pod("pod").build()).await.unwrap();
+    let shown = pods
+        .create(&dry_run(), &a_pod("pod").build())
+        .await
+        .unwrap();
     assert!(is_injected(&shown));
     assert!(pods.get_opt("pod").await.unwrap().is_none());
 }
