@@ -5,11 +5,11 @@
 //! meshes without a cluster. [`local_issuer`] is such an issuer.
 
 use bulkhead_core::identity::{IdentityError, SpiffeId, TrustDomain};
+use bulkhead_pki::jws::JwsError;
 use serde::{Deserialize, Serialize};
 use tonic::metadata::MetadataMap;
 
 pub mod jwks;
-mod jws;
 pub mod local_issuer;
 mod memo;
 pub mod token_review;
@@ -20,8 +20,6 @@ const MAX_TOKEN_LENGTH: usize = 8 * 1024;
 
 /// What usernames of ServiceAccounts begin with.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
-
-pub use jws::JwsError;
 
 /// Decides whose token it is.
 #[tonic::async_trait]

@@ -10,11 +10,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use bulkhead_core::identity::TrustDomain;
+use bulkhead_pki::jws::Keys;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use serde::Deserialize;
 
-use super::jws::Keys;
 use super::memo::Memo;
 use super::{Authenticate, AuthenticationError, Caller, Pod};
 use crate::config::TokenRules;

@@ -19,18 +19,24 @@
 //! - [`verifier`]: who a TLS peer is; the only rustls verifier in Bulkhead.
 //! - [`identity`]: one workload's key, chain and bundle, and its TLS configs.
 //! - [`renewal`]: when a certificate is due.
+//! - [`jwt`]: JWT-SVIDs, signed and validated; [`jws`]: signatures of tokens;
+//!   [`jwk`]: their keys.
 //! - [`serving`]: certificates with DNS names, for Bulkhead's own servers.
 //!
 //! - [`probe`]: TLS towards an application that is only being probed.
 //!
-//! Standards: X509-SVID and SPIFFE-ID
-//! (<https://github.com/spiffe/spiffe/tree/main/standards>), RFC 5280, RFC 2986.
+//! Standards: X509-SVID, JWT-SVID and SPIFFE-ID
+//! (<https://github.com/spiffe/spiffe/tree/main/standards>), RFC 5280, RFC 2986,
+//! RFC 7515, RFC 7517, RFC 7519.
 
 pub mod authority;
 pub mod bundle;
 pub mod certificate;
 pub mod csr;
 pub mod identity;
+pub mod jwk;
+pub mod jws;
+pub mod jwt;
 pub mod key;
 mod leaf;
 pub mod pem;
