@@ -12,8 +12,8 @@ use bulkhead_ca::config::Config;
 use bulkhead_core::duration;
 use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE};
 use bulkhead_runtime::clock::Clock;
-use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
+use bulkhead_runtime::{custody, log};
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
@@ -56,6 +56,7 @@ struct TokenArguments {
 }
 
 fn main() -> anyhow::Result<()> {
+    custody::forbid_memory_copies().context(custody::FAILED)?;
     match CommandLine::parse().command {
         Some(Command::Token(arguments)) => token(arguments),
         None => serve(),

@@ -6,6 +6,7 @@
 //! it read before, so that of two replicas one is told that it was overtaken.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use bulkhead_core::identity::TrustDomain;
@@ -48,10 +49,16 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// Files, and the version that they are.
-#[derive(Debug)]
 pub struct Stored {
     pub files: Files,
     pub version: Version,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.files.keys().collect();
+        write!(f, "Stored({names:?}, {})", self.version.0)
+    }
 }
 
 /// Tells one state of a store from another; its text means nothing else.

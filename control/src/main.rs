@@ -6,10 +6,11 @@ use bulkhead_control::app::{App, Dependencies};
 use bulkhead_control::audit;
 use bulkhead_control::config::{Config, Source};
 use bulkhead_core::sidecar::LogFormat;
-use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
+use bulkhead_runtime::{custody, log};
 
 fn main() -> anyhow::Result<()> {
+    custody::forbid_memory_copies().context(custody::FAILED)?;
     let config = Config::from_process_env()?;
     let format = match config.log_format {
         LogFormat::Json => log::Format::Json,

@@ -4,13 +4,14 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bulkhead_core::sidecar::LogFormat;
 use bulkhead_proxy::app::{Dependencies, Proxy};
 use bulkhead_proxy::{config, wait};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain::Outcome;
-use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
+use bulkhead_runtime::{custody, log};
 
 /// How long `wait` waits: beyond it, whatever is wrong will not mend itself.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
@@ -42,6 +43,8 @@ async fn main() -> ExitCode {
 type Failed = (u8, anyhow::Error);
 
 async fn run() -> Result<(), Failed> {
+    let forbidden = custody::forbid_memory_copies().context(custody::FAILED);
+    forbidden.map_err(|error| (1, error))?;
     let config = config::from_environment().map_err(|error| (USAGE, error.into()))?;
     let format = match config.log_format {
         LogFormat::Json => log::Format::Json,

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_core::sidecar::LogFormat;
-use bulkhead_runtime::log;
 use bulkhead_runtime::shutdown::Signals;
+use bulkhead_runtime::{custody, log};
 use bulkhead_webhook::app::{App, Deps};
 use bulkhead_webhook::config::{self, Config};
 use bulkhead_webhook::{namespaces, registration};
@@ -29,6 +29,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<()> {
+    custody::forbid_memory_copies().context(custody::FAILED)?;
     match std::env::args().nth(1).as_deref() {
         None => serve(Config::from_environment()?).await,
         Some("unregister") => unregister(&config::configuration_from_environment()).await,

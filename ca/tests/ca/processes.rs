@@ -1,5 +1,6 @@
 //! The program itself, as an operator starts it.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -87,6 +88,42 @@ async fn two_processes_that_start_at_once_on_an_empty_directory_agree_on_one_roo
         let ended = tokio::time::timeout(Duration::from_secs(20), process.child.wait());
         assert!(ended.await.unwrap().unwrap().success());
     }
+}
+
+/// A group that is not root's, where the tests are root: the kernel gives what
+/// is in `/proc/<pid>` of a program that must not be copied to root, and of any
+/// other program to whom it runs as.
+fn as_another_group(command: &mut Command) -> &mut Command {
+    match std::fs::metadata("/proc/self").unwrap().uid() {
+        0 => command.gid(65532),
+        _ => command,
+    }
+}
+
+fn is_roots(pid: u32) -> bool {
+    let environment = std::fs::metadata(format!("/proc/{pid}/environ")).unwrap();
+    (environment.uid(), environment.gid()) == (0, 0)
+}
+
+#[tokio::test]
+async fn neither_a_crash_nor_another_process_of_the_user_copies_the_keys_from_memory() {
+    let place = Place::new();
+    let process = as_another_group(&mut command(&place)).spawn().unwrap();
+    let process = started(process).await;
+    let pid = process.child.id().unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let of_cores = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file"));
+    let of_cores: Vec<_> = of_cores.unwrap().split_whitespace().collect();
+    assert_eq!(of_cores, ["Max", "core", "file", "size", "0", "0", "bytes"]);
+    assert!(is_roots(pid), "the process can be dumped and traced");
+
+    // That it shows: a program that may be copied is not root's.
+    let mut other = Command::new("cat");
+    other.stdin(Stdio::piped()).kill_on_drop(true);
+    let other = as_another_group(&mut other).spawn().unwrap();
+    assert!(!is_roots(other.id().unwrap()));
 }
 
 #[tokio::test]

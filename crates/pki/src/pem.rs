@@ -3,6 +3,8 @@
 //!
 //! Decoded bytes may be a private key, so they are wiped when dropped.
 
+use std::fmt;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
@@ -17,11 +19,16 @@ const DASHES: &str = "-----";
 const LINE_LENGTH: usize = 64;
 
 /// One block of a PEM text.
-#[derive(Debug)]
 pub struct Block {
     /// What the block says that it is, such as `CERTIFICATE`.
     pub label: String,
     pub der: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({}, {} bytes)", self.label, self.der.len())
+    }
 }
 
 /// Reads all blocks of a text of at most `limit` bytes.

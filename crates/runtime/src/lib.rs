@@ -17,9 +17,11 @@
 //!   proxy's status and admin ports.
 //! - [`backoff`]: how long to wait before the next try.
 //! - [`clock`]: the wall clock, which tests can set.
+//! - [`custody`]: no core dumps of a process that holds a key.
 
 pub mod backoff;
 pub mod clock;
+pub mod custody;
 pub mod drain;
 pub mod http_server;
 pub mod log;
