@@ -24,7 +24,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(request) = Request::parse(bytes) else {
         return;
     };
-    let object = request.object.map(|object| serde_json::from_str(object.get()));
+    let object = request
+        .object
+        .map(|object| serde_json::from_str(object.get()));
     let Some(Ok(pod)) = object else {
         return;
     };
@@ -53,7 +55,13 @@ fuzz_target!(|bytes: &[u8]| {
 /// Whether the pod claims to be injected, or has what injection would replace.
 fn uses_our_names(pod: &Value) -> bool {
     let text = pod.to_string();
-    [STATUS, INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_BUNDLE_VOLUME]
-        .iter()
-        .any(|name| text.contains(name))
+    [
+        STATUS,
+        INIT_CONTAINER,
+        PROXY_CONTAINER,
+        TOKEN_VOLUME,
+        TRUST_BUNDLE_VOLUME,
+    ]
+    .iter()
+    .any(|name| text.contains(name))
 }

@@ -1,5 +1,7 @@
 //! A parsed certificate, and what the rules look at.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -71,10 +73,11 @@ impl Certificate {
         self.facts.serial()
     }
 
-    /// SHA-256 of the certificate in lower-case hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
+    /// SHA-256 of the certificate.
+    pub fn fingerprint(&self) -> Fingerprint {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);
-        hex(digest.as_ref())
+        let bytes = digest.as_ref().try_into();
+        Fingerprint(bytes.expect("a SHA-256 digest has 32 bytes"))
     }
 
     pub fn public_key(&self) -> Result<PublicKey, KeyError> {
@@ -112,6 +115,30 @@ impl PartialEq for Certificate {
 }
 
 impl Eq for Certificate {}
+
+/// SHA-256 of a certificate, written in lower-case hexadecimal digits.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = HexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        read_hex(text).map(Self)
+    }
+}
 
 /// What a certificate says, as far as any rule asks.
 #[derive(Debug)]
@@ -259,6 +286,31 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         .flat_map(|byte| [byte >> 4, byte & 15])
         .map(|digit| char::from(DIGITS[usize::from(digit)]))
         .collect()
+}
+
+/// Reads what [`hex`] writes, and nothing else.
+pub(crate) fn read_hex<const LENGTH: usize>(text: &str) -> Result<[u8; LENGTH], HexError> {
+    let problem = HexError { digits: 2 * LENGTH };
+    let digit = |digit: u8| match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(problem),
+    };
+    let mut bytes = [0; LENGTH];
+    if text.len() != 2 * LENGTH {
+        return Err(problem);
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+/// A text is not the name of a certificate or bundle.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("expected {digits} lower-case hexadecimal digits")]
+pub struct HexError {
+    digits: usize,
 }
 
 /// Why bytes are not a certificate.

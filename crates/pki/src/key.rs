@@ -28,6 +28,9 @@ use crate::pem::{self, PemError};
 /// bits takes about 3,300.
 const MAX_KEY_PEM: usize = 16 * 1024;
 
+/// The first byte of a point that is not compressed (SEC 1, 2.3.3).
+pub(crate) const UNCOMPRESSED: u8 = 4;
+
 /// The kinds of key that Bulkhead accepts, and certifies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum KeyKind {
@@ -217,17 +220,38 @@ impl PublicKey {
                 97 if is_curve(&spki.algorithm, "1.3.132.0.34") => KeyKind::EcdsaP384,
                 _ => return Err(KeyError::Unsupported),
             },
-            Ok(ParsedKey::RSA(_)) => {
-                let key = RsaPublicKey::from_der(&raw).map_err(|_| KeyError::Unsupported)?;
-                let modulus = key.modulus();
-                let bits = bit_length(modulus.big_endian_without_leading_zero());
-                check_rsa_bits(bits)?;
-                check_rsa_exponent(key.exponent().big_endian_without_leading_zero())?;
-                KeyKind::Rsa { bits }
-            }
+            Ok(ParsedKey::RSA(_)) => return Self::from_rsa(raw),
             _ => return Err(KeyError::Unsupported),
         };
         Ok(Self::new(kind, raw))
+    }
+
+    /// Takes an RSAPublicKey (RFC 8017, A.1.1) in DER.
+    pub(crate) fn from_rsa(raw: Vec<u8>) -> Result<Self, KeyError> {
+        let key = RsaPublicKey::from_der(&raw).map_err(|_| KeyError::Unsupported)?;
+        let bits = bit_length(key.modulus().big_endian_without_leading_zero());
+        check_rsa_bits(bits)?;
+        check_rsa_exponent(key.exponent().big_endian_without_leading_zero())?;
+        Ok(Self::new(KeyKind::Rsa { bits }, raw))
+    }
+
+    /// Takes an uncompressed point of a curve (SEC 1, 2.3.3).
+    pub(crate) fn from_point(kind: KeyKind, raw: Vec<u8>) -> Result<Self, KeyError> {
+        let algorithm = match kind {
+            KeyKind::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
+            KeyKind::EcdsaP384 => &ECDSA_P384_SHA384_ASN1,
+            KeyKind::Rsa { .. } => return Err(KeyError::Unsupported),
+        };
+        match UnparsedPublicKey::new(algorithm, &raw).parse() {
+            Ok(_) if raw.first() == Some(&UNCOMPRESSED) => Ok(Self::new(kind, raw)),
+            _ => Err(KeyError::Unsupported),
+        }
+    }
+
+    /// The content of the BIT STRING of a SubjectPublicKeyInfo: a point in its
+    /// uncompressed form, or an RSAPublicKey in DER.
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.raw
     }
 
     pub fn kind(&self) -> KeyKind {

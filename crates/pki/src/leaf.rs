@@ -213,6 +213,14 @@ fn write_time(out: &mut Vec<u8>, time: SystemTime) -> Result<(), SignError> {
     Ok(())
 }
 
+/// RSAPublicKey (RFC 8017, A.1.1), from big-endian numbers.
+pub(crate) fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
+    let mut numbers = Vec::new();
+    write_positive_integer(&mut numbers, modulus);
+    write_positive_integer(&mut numbers, exponent);
+    tlv(tag::SEQUENCE, &numbers)
+}
+
 /// An integer in its shortest form: no zero byte in front but the one that keeps
 /// it positive.
 fn write_positive_integer(out: &mut Vec<u8>, big_endian: &[u8]) {

@@ -15,7 +15,7 @@
 //! - [`svid`]: the X.509-SVID profile as one list of rules; chains.
 //! - [`csr`]: certificate requests, made and vetted.
 //! - [`authority`]: signing certificates, and what they issue.
-//! - [`bundle`]: trust roots.
+//! - [`bundle`]: trust roots, and the SPIFFE document that carries them.
 //! - [`verifier`]: who a TLS peer is; the only rustls verifier in Bulkhead.
 //! - [`identity`]: one workload's key, chain and bundle, and its TLS configs.
 //! - [`renewal`]: when a certificate is due.

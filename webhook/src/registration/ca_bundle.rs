@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::certificate::{Certificate, Fingerprint};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ const MAX_BUNDLE: usize = 1024 * 1024;
 /// The CAs that are registered and not ours, by fingerprint, with the moment
 /// at which each was first seen so.
 #[derive(Debug, Default)]
-pub(crate) struct Foreign(HashMap<String, Instant>);
+pub(crate) struct Foreign(HashMap<Fingerprint, Instant>);
 
 impl Foreign {
     /// What should be registered: all of `own`, and those of `registered` that
@@ -40,7 +40,7 @@ impl Foreign {
             .iter()
             .filter(|certificate| !own.contains(certificate) && wall <= certificate.not_after())
             .collect();
-        let seen: HashMap<String, Instant> = foreign
+        let seen: HashMap<Fingerprint, Instant> = foreign
             .iter()
             .map(|certificate| certificate.fingerprint())
             .map(|print| {

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bulkhead_crds::owner::{self, Owner};
-use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::certificate::{Certificate, Fingerprint};
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
@@ -52,7 +52,7 @@ pub(crate) struct Settings {
 
 /// Since when each CA, by its fingerprint, has been in every webhook of the
 /// API server's configuration without a break.
-pub(crate) type Registered = BTreeMap<String, Instant>;
+pub(crate) type Registered = BTreeMap<Fingerprint, Instant>;
 
 /// Keeps the configuration, as one task.
 pub(crate) struct Keeper {

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_crds::owner::{Owner, Standing};
+use bulkhead_pki::certificate::Fingerprint;
 use bulkhead_pki::serving::ServerName;
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use bulkhead_runtime::clock::Clock;
@@ -173,7 +174,7 @@ struct Memory {
     /// The Secret is not what `slots` are: it is gone, or cannot be used.
     is_lost: bool,
     /// The next CA's fingerprint, and since when it has been published.
-    next_published: Option<(String, Instant)>,
+    next_published: Option<(Fingerprint, Instant)>,
     spread: Spread,
 }
 

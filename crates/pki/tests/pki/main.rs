@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod authorities;
 #[cfg(test)]
+mod bundles;
+#[cfg(test)]
 mod handshakes;
 #[cfg(test)]
 mod openssl;
