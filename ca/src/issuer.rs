@@ -13,7 +13,10 @@ use tokio::sync::watch;
 
 use crate::vet::VettedCsr;
 
+use self::status::Status;
+
 pub mod self_signed;
+pub mod status;
 
 /// Signs for workloads, and for this server itself.
 #[tonic::async_trait]
@@ -34,6 +37,12 @@ pub trait Issuer: Send + Sync + 'static {
 
     /// The same roots in PEM, and every change of them.
     fn roots_pem(&self) -> watch::Receiver<Arc<str>>;
+
+    /// The SPIFFE bundle of the trust domain in JSON, and every change of it.
+    fn bundle_document(&self) -> watch::Receiver<Arc<str>>;
+
+    /// What there is to say about the CA's own certificates, as it changes.
+    fn status(&self) -> watch::Receiver<Arc<Status>>;
 }
 
 /// What a caller gets.

@@ -19,6 +19,8 @@
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`issuer`]: what signs.
 //! - [`upstream`]: who signs above us; the place for another.
+//! - [`issuer`]: what signs; the place for another upstream.
+//! - [`rotation`]: how roots and intermediates follow each other.
 //! - [`store`]: where root and intermediate are kept.
 //! - [`trust_bundle`]: the roots, where pods find them.
 //! - [`serving`]: this server's own certificate.
@@ -47,6 +49,7 @@ pub mod authenticate;
 pub mod config;
 pub mod issuer;
 pub mod metrics;
+pub mod rotation;
 pub mod server;
 pub mod service;
 pub mod serving;

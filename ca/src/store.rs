@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::authority::{Authority, AuthorityError};
+use bulkhead_pki::bundle::document::DocumentError;
 use bulkhead_pki::bundle::{BundleError, Roots};
 use bulkhead_pki::certificate::{Certificate, CertificateError};
 use bulkhead_pki::key::{KeyError, PrivateKey};
@@ -192,4 +193,6 @@ pub enum StoreError {
     Key(#[from] KeyError),
     #[error("the CA's certificates and keys do not fit together: {0}")]
     Authority(#[from] AuthorityError),
+    #[error("writing the trust bundle failed: {0}")]
+    Document(#[from] DocumentError),
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::authority::Authority;
+use bulkhead_pki::bundle::document::TrustBundleDocument;
 use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::serving::{ServerName, ServingCertificate};
@@ -19,15 +20,23 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use tokio::sync::watch;
 
+use super::status::{
+    AuthorityKind, AuthorityState, AuthorityStatus, Phase, Status, TrustBundleStatus,
+    UpstreamSigns, UpstreamStatus,
+};
 use super::{IssueError, Issued, Issuer};
 use crate::config::Lifetimes;
 use crate::metrics::Metrics;
+use crate::rotation::holders::HolderReport;
 use crate::store::{self, Authorities, Store, StoreError, Written};
 use crate::vet::VettedCsr;
 
 /// How often the store is looked at: for what another replica changed, and for
 /// what is due. The intermediate's remaining third is far longer.
 const FOLLOW: Duration = Duration::from_secs(60);
+
+/// How often consumers of the bundle should look at it again.
+const REFRESH_HINT: Duration = Duration::from_secs(300);
 
 /// Signs by a root of its own.
 pub struct SelfSigned {
@@ -39,6 +48,8 @@ pub struct SelfSigned {
     current: ArcSwap<Current>,
     /// The roots of `current`, for those who wait for a change.
     published: watch::Sender<Arc<str>>,
+    document: watch::Sender<Arc<str>>,
+    status: watch::Sender<Arc<Status>>,
 }
 
 /// What signs now. Replaced as a whole, read without a lock.
@@ -62,9 +73,13 @@ impl SelfSigned {
         let authorities = store::load_or_create(store.as_ref(), &trust_domain, make).await?;
         let current = Current::new(authorities, &metrics);
         let (published, _) = watch::channel(Arc::clone(&current.roots_pem));
+        let (document, _) = watch::channel(current.document()?);
+        let (status, _) = watch::channel(Arc::new(current.status()));
         let issuer = Self {
             current: ArcSwap::from_pointee(current),
             published,
+            document,
+            status,
             store,
             trust_domain,
             lifetimes,
@@ -121,7 +136,14 @@ impl SelfSigned {
         {
             let next = Current::new(authorities, &self.metrics);
             let roots = Arc::clone(&next.roots_pem);
+            let document = next.document()?;
+            self.status.send_replace(Arc::new(next.status()));
             self.current.store(Arc::new(next));
+            self.document.send_if_modified(|published| {
+                let has_changed = *published != document;
+                *published = document;
+                has_changed
+            });
             self.published.send_if_modified(|published| {
                 let has_changed = *published != roots;
                 *published = roots;
@@ -148,6 +170,58 @@ impl Current {
             roots_pem: roots.to_pem().into(),
             intermediate,
             roots,
+        }
+    }
+
+    fn document(&self) -> Result<Arc<str>, StoreError> {
+        let document = TrustBundleDocument {
+            x509_authorities: self.roots.certificates().to_vec(),
+            jwt_authorities: Vec::new(),
+            sequence: 0,
+            refresh_hint: Some(REFRESH_HINT),
+        };
+        Ok(document.to_json()?.into())
+    }
+
+    fn status(&self) -> Status {
+        let describe = |kind, certificate: &Certificate, issuer| AuthorityStatus {
+            kind,
+            generation: 1,
+            state: AuthorityState::Active,
+            fingerprint: certificate.fingerprint().to_string(),
+            serial: certificate.serial(),
+            not_before: certificate.not_before(),
+            not_after: certificate.not_after(),
+            key_type: certificate
+                .public_key()
+                .map_or_else(|error| error.to_string(), |key| key.kind().to_string()),
+            issuer,
+        };
+        Status {
+            phase: Phase::Settled,
+            message: "the root and the intermediate are in use".to_owned(),
+            root_generation: 1,
+            target_generation: 1,
+            trust_bundle: TrustBundleStatus {
+                id: self.roots.id(),
+                sequence: 0,
+                roots: self.roots.certificates().len(),
+            },
+            authorities: vec![
+                describe(AuthorityKind::Root, self.intermediate.root(), None),
+                describe(
+                    AuthorityKind::Intermediate,
+                    self.intermediate.certificate(),
+                    Some(1),
+                ),
+            ],
+            upstream: UpstreamStatus {
+                kind: "self-signed",
+                signs: UpstreamSigns::Intermediate,
+                failure: None,
+                last_success: None,
+            },
+            holders: HolderReport::default(),
         }
     }
 }
@@ -188,6 +262,14 @@ impl Issuer for SelfSigned {
 
     fn roots_pem(&self) -> watch::Receiver<Arc<str>> {
         self.published.subscribe()
+    }
+
+    fn bundle_document(&self) -> watch::Receiver<Arc<str>> {
+        self.document.subscribe()
+    }
+
+    fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
     }
 }
 
