@@ -19,7 +19,6 @@
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`issuer`]: what signs.
 //! - [`upstream`]: who signs above us; the place for another.
-//! - [`issuer`]: what signs; the place for another upstream.
 //! - [`rotation`]: how roots and intermediates follow each other.
 //! - [`store`]: where root and intermediate are kept.
 //! - [`trust_bundle`]: the roots, where pods find them.
