@@ -21,6 +21,7 @@ use bulkhead_core::discovery::{Bypass, BypassPhase};
 use bulkhead_core::policy::{InboundPolicy, MtlsMode};
 use bulkhead_runtime::clock::Clock;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::metrics::ProcessMetrics;
 use file::OrderFile;
@@ -119,6 +120,8 @@ struct Shared {
     /// The phase by its place in [`BypassPhase::ALL`], for requests: they look
     /// at nothing else, and may be many.
     phase: AtomicU8,
+    /// The phase too, for whoever waits for it to change.
+    changes: watch::Sender<BypassPhase>,
     asked: Mutex<(Asked, InForce)>,
 }
 
@@ -139,6 +142,11 @@ impl State {
     pub(crate) fn in_force(&self) -> InForce {
         let asked = self.0.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.1.clone()
+    }
+
+    /// The phase, and every change of it.
+    pub(crate) fn changes(&self) -> watch::Receiver<BypassPhase> {
+        self.0.changes.subscribe()
     }
 
     /// The policy that stands in for every other; nothing where the proxy does
@@ -204,6 +212,7 @@ impl Switch {
         shared
             .phase
             .store(next.bypass.phase as u8, Ordering::Release);
+        shared.changes.send_replace(next.bypass.phase);
         self.metrics.bypass(next.bypass.phase);
         drop(guard);
         self.report(&previous, &next);

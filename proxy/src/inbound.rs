@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::alpn;
-use bulkhead_core::discovery::BypassPhase;
 use bulkhead_core::policy::{
     self, Connection, FirstBytes, InboundPolicy, MtlsMode, Permit, Screening,
 };
@@ -40,7 +39,7 @@ use crate::failure::Failure;
 use crate::http1::{self, Session};
 use crate::http2;
 use crate::metrics::{Direction, Metrics, PeerLabels};
-use crate::open_connections::{Guard, OpenConnections};
+use crate::open_connections::{Admitted, Guard, OpenConnections};
 use crate::socket::{self, OverTcp};
 use crate::upstream::{App, Connect as _, OneToOne};
 
@@ -143,35 +142,35 @@ impl Inbound {
 
     /// The policy in force at this moment.
     fn policy(&self) -> Arc<InboundPolicy> {
+        self.in_force().0
+    }
+
+    /// The policy in force at this moment, and what those are let in by that it
+    /// permits.
+    fn in_force(&self) -> (Arc<InboundPolicy>, Admitted) {
         match self.bypass.policy() {
-            Some(policy) => Arc::new(policy),
-            None => Arc::clone(&self.policy.borrow()),
+            Some(policy) => (Arc::new(policy), Admitted::ByBypass),
+            None => (Arc::clone(&self.policy.borrow()), Admitted::ByPolicy),
         }
     }
 
     /// Decides by the policy in force, and has the connection decided on again
     /// whenever that changes.
     fn decide(&self, port: u16, peer: Option<&PeerId>) -> Result<Permitted, Failure> {
-        let policy = self.policy();
+        let (policy, admitted) = self.in_force();
         let peer = peer.map(PeerId::id);
         let permit = policy::decide(&policy, Connection { port, peer })
             .map_err(|reason| Failure::new(reason, format!("the rule: {}", policy.name)))?;
         Ok(Permitted {
             _permit: permit,
-            guard: self.open.add(port, peer.cloned()),
+            guard: self.open.add(port, peer.cloned(), admitted),
         })
     }
 
-    /// Ends what a new policy no longer permits, for ever.
+    /// Ends what policy no longer permits, for ever.
     pub(crate) async fn follow_policy(self: Rc<Self>) {
-        let mut changes = self.policy.clone();
-        while changes.changed().await.is_ok() {
-            // While the proxy stands aside, policy is off.
-            if self.bypass.phase() == BypassPhase::Off {
-                let policy = Arc::clone(&changes.borrow_and_update());
-                self.open.reconsider(&policy);
-            }
-        }
+        let (policies, phases) = (self.policy.clone(), self.bypass.changes());
+        self.open.follow(policies, phases).await;
     }
 
     /// Whether somebody said that nobody looks at this port's bytes.
