@@ -9,11 +9,21 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 /// Tells the time. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Clock {
-    /// The time that a test set; the machine's own where there is none.
-    set: Option<Arc<Mutex<SystemTime>>>,
+pub struct Clock(Kind);
+
+#[derive(Clone, Default)]
+enum Kind {
+    /// The machine's own.
+    #[default]
+    System,
+    /// What a test set.
+    Stopped(Arc<Mutex<SystemTime>>),
+    /// A time, and when tokio's timers began to count from it.
+    Paced(SystemTime, Instant),
 }
 
 impl Clock {
@@ -25,15 +35,19 @@ impl Clock {
     /// A clock that stands still at `time` until it is moved. All clones move
     /// together.
     pub fn stopped_at(time: SystemTime) -> Self {
-        Self {
-            set: Some(Arc::new(Mutex::new(time))),
-        }
+        Self(Kind::Stopped(Arc::new(Mutex::new(time))))
     }
 
-    /// Moves a stopped clock forward; the machine's own cannot be moved, and
-    /// stays as it is.
+    /// A clock that shows `time` now, and goes as tokio's timers do: with them it
+    /// can be paused, and days pass in no time.
+    pub fn paced_from(time: SystemTime) -> Self {
+        Self(Kind::Paced(time, Instant::now()))
+    }
+
+    /// Moves a stopped clock forward; the others cannot be moved, and stay as
+    /// they are.
     pub fn advance(&self, by: Duration) {
-        if let Some(set) = &self.set {
+        if let Kind::Stopped(set) = &self.0 {
             *set.lock().unwrap_or_else(PoisonError::into_inner) += by;
         }
     }
@@ -43,9 +57,10 @@ impl Clock {
         reason = "this is the one place that asks the machine"
     )]
     pub fn now(&self) -> SystemTime {
-        match &self.set {
-            Some(set) => *set.lock().unwrap_or_else(PoisonError::into_inner),
-            None => SystemTime::now(),
+        match &self.0 {
+            Kind::System => SystemTime::now(),
+            Kind::Stopped(set) => *set.lock().unwrap_or_else(PoisonError::into_inner),
+            Kind::Paced(time, since) => *time + since.elapsed(),
         }
     }
 }
