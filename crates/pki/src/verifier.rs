@@ -303,6 +303,20 @@ impl PeerError {
         }
     }
 
+    /// Whether time has run out for a certificate of the chain.
+    pub fn is_expiry(&self) -> bool {
+        matches!(
+            self,
+            Self::Expired | Self::Path(webpki::Error::CertExpired { .. })
+        )
+    }
+
+    /// Whether a certificate of the chain is of the future, by the clock that it
+    /// was verified by.
+    pub fn is_not_yet_valid(&self) -> bool {
+        matches!(self, Self::Path(webpki::Error::CertNotValidYet { .. }))
+    }
+
     /// The commonest causes keep the alerts that TLS has for them, so that the
     /// other side's log says something of use too.
     fn into_tls(self) -> rustls::Error {
