@@ -1,179 +1,221 @@
 //! The CA, as a caller sees it.
 
-use std::io;
-use std::time::Duration;
+mod error;
 
-use bulkhead_core::identity::{SpiffeId, TrustDomain};
-use bulkhead_pki::bundle::{BundleError, Roots};
-use bulkhead_pki::serving::{self, TlsError};
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bulkhead_pki::bundle::{Roots, TrustBundle};
+use bulkhead_pki::serving;
 use bulkhead_proto::ca::{
-    AnswerError, CertificateAnswer, CertificateRequest, IstioCertificateServiceClient,
+    CertificateAnswer, CertificateRequest, IstioCertificateServiceClient, metadata,
 };
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::metadata::{Ascii, MetadataValue};
+use tokio_rustls::client::TlsStream;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::renewal::Settings;
+use crate::bundle_file::read_to_string;
+use crate::settings::Settings;
 
-/// How long the whole of a call may take, the connection included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) use error::AuthorityError;
+
+/// How long the whole of a call may take: reading the token, connecting, and
+/// waiting for a turn.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest answer that is read, in bytes: a chain and a bundle, and room.
+const MAX_ANSWER: usize = 2 * 1024 * 1024;
 /// The longest token that is sent, in bytes.
-const MAX_TOKEN: u64 = 64 * 1024;
+const MAX_TOKEN: usize = 64 * 1024;
+
+/// What a workload asks with.
+pub(crate) struct Ask {
+    /// PEM of the certificate signing request.
+    pub(crate) csr: String,
+    /// What it holds now.
+    pub(crate) holds: Option<Holding>,
+}
+
+/// What a workload holds, which it tells the CA. Whoever has nothing is served
+/// first, and the CA knows who lacks a root.
+pub(crate) struct Holding {
+    pub(crate) bundle: TrustBundle,
+    pub(crate) certificate_expires: SystemTime,
+}
+
+/// What the CA gave.
+pub(crate) struct Grant {
+    pub(crate) answer: CertificateAnswer,
+    /// Which version of the trust bundle the roots are; 0 where it does not say.
+    pub(crate) sequence: u64,
+    /// The CA's time, where it says it.
+    pub(crate) authority_now: Option<SystemTime>,
+}
 
 /// Where certificates come from.
+pub(crate) trait Authority: Send + Sync + 'static {
+    /// Has a request signed.
+    fn sign(&self, ask: Ask) -> impl Future<Output = Result<Grant, AuthorityError>> + Send;
+
+    /// Where it is, for logs.
+    fn address(&self) -> &str;
+}
+
+/// A CA that is called over gRPC.
 ///
 /// Every call makes a connection of its own, and reads the token and the roots
 /// anew: calls are hours apart, and all three change meanwhile.
-pub(crate) struct Authority(Settings);
+pub(crate) struct Remote(Settings);
 
-impl Authority {
+impl Remote {
     pub(crate) fn new(settings: Settings) -> Self {
         Self(settings)
     }
 
-    /// Who asks.
-    pub(crate) fn caller(&self) -> &SpiffeId {
-        &self.0.id
-    }
-
-    pub(crate) fn address(&self) -> &str {
-        &self.0.ca_address
-    }
-
-    pub(crate) fn trust_domain(&self) -> &TrustDomain {
-        &self.0.trust_domain
-    }
-
-    /// Has a request signed.
-    pub(crate) async fn sign(&self, csr: String) -> Result<CertificateAnswer, AuthorityError> {
+    async fn call(&self, ask: Ask) -> Result<Grant, AuthorityError> {
         let token = self.token().await?;
-        let call = async {
-            let channel = self.connect().await?;
-            let wish = CertificateRequest {
-                csr,
-                lifetime: Some(self.0.certificate_lifetime),
-                on_behalf_of: None,
-            };
-            let mut request = tonic::Request::new(wish.into());
-            request.metadata_mut().insert("authorization", token);
-            let response = IstioCertificateServiceClient::new(channel)
-                .create_certificate(request)
-                .await
-                .map_err(AuthorityError::Call)?;
-            Ok(response.into_inner().try_into()?)
+        let held = ask.holds.as_ref().map(|holds| holds.bundle.roots());
+        let roots = self.roots(held).await?;
+        let channel = self.connect(&roots).await?;
+        let wish = CertificateRequest {
+            csr: ask.csr,
+            lifetime: Some(self.0.certificate_lifetime),
+            on_behalf_of: None,
         };
-        tokio::time::timeout(CALL_TIMEOUT, call)
-            .await
-            .map_err(|_| AuthorityError::Timeout)?
+        let mut request = tonic::Request::new(wish.into());
+        request.set_timeout(CALL_TIMEOUT);
+        request.metadata_mut().insert("authorization", token);
+        if let Some(holds) = &ask.holds {
+            claim(request.metadata_mut(), holds);
+        }
+        let response = IstioCertificateServiceClient::new(channel)
+            .max_decoding_message_size(MAX_ANSWER)
+            .create_certificate(request)
+            .await?;
+        Ok(Grant {
+            sequence: sequence(response.metadata()),
+            authority_now: date(response.metadata()),
+            answer: response.into_inner().try_into()?,
+        })
     }
 
     async fn token(&self) -> Result<MetadataValue<Ascii>, AuthorityError> {
-        let token = read(&self.0.token_path, MAX_TOKEN)
+        let path = &self.0.token_path;
+        let token = read(path)
             .await
-            .map_err(|error| AuthorityError::File("the token", self.0.token_path.clone(), error))?;
-        let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
+            .map_err(|error| AuthorityError::Token(path.clone(), error))?;
+        let token = token.trim();
+        if token.is_empty() || token.len() > MAX_TOKEN {
+            return Err(AuthorityError::TokenLength(path.clone(), token.len()));
+        }
+        let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
             .parse()
-            .map_err(|_| AuthorityError::Token(self.0.token_path.clone()))?;
+            .map_err(|_| AuthorityError::TokenCharacters(path.clone()))?;
         // Kept out of logs and out of the compression's memory.
         value.set_sensitive(true);
         Ok(value)
     }
 
-    async fn connect(&self) -> Result<Channel, AuthorityError> {
-        let roots = read(&self.0.ca_roots_path, u64::MAX)
-            .await
-            .map_err(|error| {
-                AuthorityError::File("the roots", self.0.ca_roots_path.clone(), error)
-            })?;
-        let config = serving::client_config(&Roots::from_pem(&roots)?, ["h2"])?;
+    /// What the CA's own certificate is verified by: the roots of the file, and
+    /// those that the workload holds. While a root is being replaced, either may
+    /// be the first to have the new one.
+    async fn roots(&self, held: Option<&Roots>) -> Result<Roots, AuthorityError> {
+        let path = &self.0.ca_roots_path;
+        let read = read(path).await;
+        let read = read
+            .map_err(|error| AuthorityError::Roots(path.clone(), error))
+            .and_then(|text| Ok(Roots::from_pem(&text)?));
+        match (read, held) {
+            (Ok(file), None) => Ok(file),
+            (Err(error), None) => Err(error),
+            (Ok(file), Some(held)) => {
+                let both = file.certificates().iter().chain(held.certificates());
+                Ok(Roots::new(both.cloned())?)
+            }
+            (Err(error), Some(held)) => {
+                tracing::warn!(
+                    %error,
+                    "the CA is verified by the roots that this workload holds; a workload that starts now would fail"
+                );
+                Ok(held.clone())
+            }
+        }
+    }
+
+    async fn connect(&self, roots: &Roots) -> Result<Channel, AuthorityError> {
+        let tls = TlsConnector::from(serving::client_config(roots, ["h2"])?);
         // tonic wants a scheme; the connection is TLS whatever it says here.
         let endpoint = Endpoint::from_shared(format!("http://{}", self.0.ca_address))
             .map_err(|_| AuthorityError::Address(self.0.ca_address.clone()))?;
-        let connector = tower::service_fn(move |uri: Uri| {
-            let connector = TlsConnector::from(config.clone());
-            async move {
-                let host = uri
-                    .host()
-                    .unwrap_or_default()
-                    .trim_matches(['[', ']'])
-                    .to_owned();
-                let port = uri
-                    .port_u16()
-                    .unwrap_or(bulkhead_core::ports::CONTROL_PLANE);
-                let stream = TcpStream::connect((host.as_str(), port)).await?;
-                let name = ServerName::try_from(host).map_err(io::Error::other)?;
-                let stream = connector.connect(name, stream).await?;
-                io::Result::Ok(TokioIo::new(stream))
-            }
+        let mut stream = Some(self.dial(endpoint.uri(), &tls).await?);
+        let connector = tower::service_fn(move |_| {
+            // A call has one connection; where it breaks, the next call has another.
+            let stream = stream.take().map(TokioIo::new);
+            std::future::ready(stream.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
         });
-        endpoint
-            .connect_with_connector(connector)
+        Ok(endpoint.connect_with_connector(connector).await?)
+    }
+
+    async fn dial(
+        &self,
+        address: &Uri,
+        tls: &TlsConnector,
+    ) -> Result<TlsStream<TcpStream>, AuthorityError> {
+        let host = address.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = address.port_u16();
+        let port = port.unwrap_or(bulkhead_core::ports::CONTROL_PLANE);
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| AuthorityError::Address(self.0.ca_address.clone()))?;
+        let stream = TcpStream::connect((host, port))
             .await
-            .map_err(AuthorityError::Connect)
+            .map_err(AuthorityError::Connect)?;
+        tls.connect(name, stream)
+            .await
+            .map_err(AuthorityError::Handshake)
     }
 }
 
-async fn read(path: &str, limit: u64) -> io::Result<String> {
+impl Authority for Remote {
+    async fn sign(&self, ask: Ask) -> Result<Grant, AuthorityError> {
+        let answered = tokio::time::timeout(CALL_TIMEOUT, self.call(ask)).await;
+        answered.map_err(|_| AuthorityError::Timeout(CALL_TIMEOUT))?
+    }
+
+    fn address(&self) -> &str {
+        &self.0.ca_address
+    }
+}
+
+async fn read(path: &str) -> io::Result<String> {
     let path = path.to_owned();
-    let read = move || {
-        let length = std::fs::metadata(&path)?.len();
-        if length > limit {
-            return Err(io::Error::other(format!("{length} bytes are too many")));
-        }
-        std::fs::read_to_string(&path)
-    };
-    tokio::task::spawn_blocking(read)
+    tokio::task::spawn_blocking(move || read_to_string(Path::new(&path)))
         .await
         .map_err(io::Error::other)?
 }
 
-/// Why the CA gave no certificate.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AuthorityError {
-    #[error("reading {0} from {1} failed: {2}")]
-    File(&'static str, String, io::Error),
-    #[error("the token in {0} has characters that no token has")]
-    Token(String),
-    #[error("the roots that the CA is verified by are unusable: {0}")]
-    Roots(#[from] BundleError),
-    #[error("the CA's address {0:?} is not host:port")]
-    Address(String),
-    #[error("setting up TLS to the CA failed: {0}")]
-    Tls(#[from] TlsError),
-    #[error("connecting to the CA failed: {}; is it up, and does its certificate have this name?", chain(.0))]
-    Connect(tonic::transport::Error),
-    #[error("the CA refused: {} ({}); its log says why", .0.message(), .0.code())]
-    Call(tonic::Status),
-    #[error("the CA did not answer within {CALL_TIMEOUT:?}")]
-    Timeout,
-    #[error(transparent)]
-    Answer(#[from] AnswerError),
+/// Says what the workload holds.
+fn claim(map: &mut MetadataMap, holds: &Holding) {
+    let expires = holds.certificate_expires.duration_since(UNIX_EPOCH);
+    let expires = expires.unwrap_or_default().as_secs();
+    let bundle = holds.bundle.id().to_string();
+    let bundle = bundle.parse().expect("hexadecimal digits are ASCII");
+    map.insert(metadata::TRUST_BUNDLE, bundle);
+    map.insert(metadata::CERTIFICATE_EXPIRES, expires.into());
 }
 
-impl AuthorityError {
-    /// The metric label.
-    pub(crate) fn outcome(&self) -> &'static str {
-        match self {
-            Self::File(..) | Self::Token(_) | Self::Roots(_) | Self::Address(_) | Self::Tls(_) => {
-                "local_failure"
-            }
-            Self::Connect(_) | Self::Timeout => "authority_unreachable",
-            Self::Call(_) => "authority_refused",
-            Self::Answer(_) => "malformed_answer",
-        }
-    }
+fn sequence(map: &MetadataMap) -> u64 {
+    let text = map.get(metadata::TRUST_BUNDLE_SEQUENCE);
+    let text = text.and_then(|text| text.to_str().ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// An error with all of its causes; tonic's own text stops at the first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+/// The CA's time, as HTTP says it (RFC 9110, 6.6.1), to the second.
+fn date(map: &MetadataMap) -> Option<SystemTime> {
+    let text = map.get("date")?.to_str().ok()?;
+    httpdate::parse_http_date(text).ok()
 }

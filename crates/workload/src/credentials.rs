@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bulkhead_core::alpn;
+use bulkhead_core::held::Held;
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::protocol::Protocol;
 use bulkhead_pki::identity::WorkloadIdentity;
@@ -31,6 +32,15 @@ impl Credentials {
 
     pub fn identity(&self) -> &WorkloadIdentity {
         &self.identity
+    }
+
+    /// What the workload holds of the mesh's trust, to be told to control.
+    pub fn held(&self) -> Held {
+        Held {
+            bundle: self.identity.bundle().id().to_string(),
+            signing_root: self.identity.signing_root().fingerprint().to_string(),
+            certificate_expires: self.identity.not_after(),
+        }
     }
 
     /// For inbound connections.
@@ -63,6 +73,11 @@ pub struct Latest(watch::Receiver<Option<Arc<Credentials>>>);
 impl Latest {
     pub fn get(&self) -> Option<Arc<Credentials>> {
         self.0.borrow().clone()
+    }
+
+    /// The same, and [`Self::changed`] waits for the next after these.
+    pub fn get_and_mark(&mut self) -> Option<Arc<Credentials>> {
+        self.0.borrow_and_update().clone()
     }
 
     /// Waits for the first credentials; nothing where the publisher is gone.

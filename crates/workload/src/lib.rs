@@ -1,20 +1,32 @@
 //! A workload's own identity: getting its certificate from the CA, renewing it
-//! before it is due, and handing the latest to connections. Every program that
-//! is a workload uses it: the proxy for the pod that it stands beside, control
-//! for itself.
+//! before it is due, taking over new trust roots in between, and handing the
+//! latest to connections. Every program that is a workload uses it: the proxy for
+//! the pod that it stands beside, control for itself.
 //!
 //! ```text
 //!  new key ─▶ CSR ─▶ CA ─▶ verified as a peer would ─▶ published ─▶ wait ─▶ again
+//!                                  ▲                       │
+//!   bundle file ─▶ later? ─────────┘   the old one serves ◀┘
 //! ```
 //!
-//! - [`renewal`]: the task that keeps the certificate fresh.
-//! - `authority`: the CA, as a caller sees it.
+//! - [`renewal`]: the task that keeps certificate and trust bundle fresh.
+//! - `schedule`: when the next is due; `trust`: which bundle is later.
+//! - `authority`: the CA, as a caller sees it; `bundle_file`: the bundle between
+//!   two calls; [`settings`]: where both are.
 //! - [`credentials`]: the latest certificate, as connections use it.
-//! - [`metrics`]: how that goes.
+//! - [`state`], [`metrics`], `failure`: how that goes, and why not.
 
 mod authority;
+mod bundle_file;
 pub mod credentials;
+mod failure;
 pub mod metrics;
 pub mod renewal;
+mod schedule;
+pub mod settings;
+pub mod state;
+mod trust;
 
-pub use renewal::{Renewal, RenewalRequests, Settings};
+pub use renewal::{Renewal, RenewalRequests};
+pub use settings::Settings;
+pub use trust::Source;
