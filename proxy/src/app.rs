@@ -91,6 +91,7 @@ impl Proxy {
             certificate_metrics,
             monitoring.readiness.condition("certificate"),
         );
+        let renewal_state = renewal.state();
         let switch = Switch::new(dependencies.clock.clone(), metrics.process.clone());
         let (policy, policy_watch) = watch::channel(Arc::new(config.inbound_policy()));
         let subscribers = Subscribers {
@@ -122,6 +123,7 @@ impl Proxy {
             config: Arc::clone(&config),
             monitoring: monitoring.clone(),
             latest: latest.clone(),
+            renewal: renewal_state,
             renewals: renewals.clone(),
             open_outbound: path.open_outbound.clone(),
             drain: drain_sender,

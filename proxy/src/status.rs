@@ -10,6 +10,7 @@ use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::http_server::{Method, Request, Response, StatusCode, json, text};
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_workload::state::State;
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -52,6 +53,7 @@ pub(crate) struct Admin {
     pub(crate) config: Arc<SidecarConfig>,
     pub(crate) monitoring: Monitoring,
     pub(crate) latest: Latest,
+    pub(crate) renewal: watch::Receiver<State>,
     pub(crate) renewals: RenewalRequests,
     pub(crate) open_outbound: watch::Receiver<usize>,
     pub(crate) drain: mpsc::Sender<()>,
@@ -61,7 +63,7 @@ pub(crate) struct Admin {
 
 const ADMIN_HELP: &str = "\
 GET  /config_dump            what the proxy was told
-GET  /certs                  the certificate in use
+GET  /certs                  the certificate and trust bundle in use, and how renewal goes
 GET  /connections            how many outbound connections are open
 GET  /bypass                 whether the proxy stands aside, and by whose word
 POST /bypass                 stand aside, or no more: {\"phase\":\"off|accept|forward\",\"reason\",\"by\",\"until\"}
@@ -138,21 +140,11 @@ impl Admin {
         }
     }
 
+    /// The certificate, the trust bundle and how renewal goes; no key.
     fn certificates(&self) -> Value {
-        let Some(credentials) = self.latest.get() else {
-            return json!({ "certificate": null });
-        };
-        let identity = credentials.identity();
-        json!({
-            "certificate": {
-                "id": identity.id(),
-                "serial": identity.serial(),
-                "not_before": seconds(identity.not_before()),
-                "not_after": seconds(identity.not_after()),
-                "chain": identity.chain().to_pem(),
-            },
-            "roots": identity.bundle().to_pem(),
-        })
+        let latest = self.latest.get();
+        let identity = latest.as_ref().map(|latest| latest.identity());
+        self.renewal.borrow().to_json(identity)
     }
 
     fn connections(&self) -> Value {
@@ -189,11 +181,6 @@ fn answer(request: &Request, monitoring: &Monitoring, bypass: &bypass::State) ->
         return Some(text(StatusCode::OK, "ready, by bypass\n"));
     }
     monitoring.answer(request)
-}
-
-fn seconds(time: std::time::SystemTime) -> u64 {
-    time.duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 fn reply(value: &Value) -> Response {

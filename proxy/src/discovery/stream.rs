@@ -257,6 +257,11 @@ impl Client {
         let mut forget = interval(FORGET_EVERY);
         loop {
             tokio::select! {
+                // Control follows who has a new trust bundle.
+                Some(credentials) = self.latest.changed() => requests.send(Request {
+                    held: Some(credentials.held()),
+                    ..Request::new(ResourceKind::Inbound)
+                }),
                 response = responses.message() => {
                     let Some(response) = response? else {
                         return Ok(());
@@ -272,8 +277,9 @@ impl Client {
         }
     }
 
-    /// Says who asks, and everything that is wanted, with what is known of it.
-    fn begin(&self, requests: &Requests) {
+    /// Says who asks and what trust it holds, and everything that is wanted, with
+    /// what is known of it.
+    fn begin(&mut self, requests: &Requests) {
         let own = [ResourceKind::Bypass, ResourceKind::Inbound].map(|kind| {
             let version = self.own.get(&kind).cloned().unwrap_or_default();
             (kind, self.pod.to_string(), version)
@@ -284,11 +290,13 @@ impl Client {
         for (kind, name, version) in own.into_iter().chain(all) {
             by_kind.entry(kind).or_default().push((name, version));
         }
+        let mut held = self.latest.get_and_mark().map(|latest| latest.held());
         for (kind, names) in &by_kind {
             for names in names.chunks(MAX_NAMES) {
                 let known = names.iter().filter(|(_, version)| !version.is_empty());
                 requests.send(Request {
                     node: Some(self.pod.to_string()),
+                    held: held.take(),
                     subscribe: names.iter().map(|(name, _)| name.clone()).collect(),
                     known: known.cloned().collect(),
                     ..Request::new(*kind)

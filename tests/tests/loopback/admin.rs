@@ -44,6 +44,28 @@ async fn the_admin_port_shows_certificates_and_settings_but_no_secret() {
         certificates.contains("spiffe://cluster.local/ns/shop/sa/cart"),
         "{certificates}"
     );
+    let shown: serde_json::Value = serde_json::from_str(&certificates).unwrap();
+    let latest = pair.server.latest.get().unwrap();
+    let identity = latest.identity();
+    let leaf = &shown["certificate"]["certificates"][0];
+    assert_eq!(leaf["serial"], identity.serial());
+    assert_eq!(leaf["key"], "ECDSA P-256");
+    let intermediate = &shown["certificate"]["certificates"][1];
+    assert_eq!(leaf["issuer"], intermediate["subject"]);
+    let root = &shown["trust_bundle"]["roots"][0];
+    assert_eq!(intermediate["issuer"], root["subject"]);
+    assert_eq!(shown["certificate"]["signing_root"], root["fingerprint"]);
+    assert_eq!(
+        shown["trust_bundle"]["id"],
+        identity.bundle().id().to_string()
+    );
+    assert_eq!(shown["trust_bundle"]["source"], "authority");
+    let due = shown["renewal"]["due"].as_u64().unwrap();
+    let not_after = shown["certificate"]["not_after"].as_u64().unwrap();
+    assert!(due < not_after, "{shown:#}");
+    assert_eq!(shown["renewal"]["failures"], 0);
+    let skew = shown["renewal"]["clock_skew_seconds"].as_f64().unwrap();
+    assert!((-1.0..5.0).contains(&skew), "it is one machine: {skew}");
     let settings = apps::get(admin, "/config_dump").await.unwrap().body;
     assert!(
         settings.contains("\"BULKHEAD_MTLS_MODE\": \"STRICT\""),
