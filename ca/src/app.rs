@@ -1,7 +1,7 @@
 //! The wiring, and nothing else.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,6 +20,7 @@ use crate::config::{AuthenticationSource, Config, StoreLocation};
 use crate::issuer::Issuer;
 use crate::issuer::self_signed::SelfSigned;
 use crate::metrics::Metrics;
+use crate::openid::Discovery;
 use crate::server;
 use crate::service::CaService;
 use crate::serving::ServingTls;
@@ -27,6 +28,7 @@ use crate::store::Store;
 use crate::store::directory::Directory;
 use crate::store::secret::SecretStore;
 use crate::trust_bundle::Publisher;
+use crate::workload_tokens::TokenService;
 
 /// What a CA is given from outside.
 #[derive(Clone, Default)]
@@ -65,9 +67,16 @@ impl App {
             .await
             .with_context(|| format!("binding {} failed", config.monitoring_listen))?;
         let monitoring_address = monitoring_listener.local_addr()?;
+        // Known a little later than there is something to tell about readiness.
+        let discovery = Arc::<OnceLock<Discovery>>::default();
+        let openid = Arc::clone(&discovery);
         tokio::spawn(http_server::serve(
             monitoring_listener,
-            move |request, _| std::future::ready(monitoring.answer_or_not_found(&request)),
+            move |request, _| {
+                let document = openid.get().and_then(|openid| openid.answer(&request));
+                let answer = document.unwrap_or_else(|| monitoring.answer_or_not_found(&request));
+                std::future::ready(answer)
+            },
             drain.clone(),
         ));
 
@@ -84,6 +93,11 @@ impl App {
         );
         tokio::spawn(Arc::clone(&issuer).run(drain.clone()));
         let issuer: Arc<dyn Issuer> = issuer;
+        if let Some(token_issuer) = &config.jwt_issuer {
+            let domain = config.trust_domain.clone();
+            let bundle = issuer.bundle_document();
+            discovery.get_or_init(|| Discovery::new(token_issuer.clone(), domain, bundle));
+        }
         if let Some(name) = &config.trust_bundle_config_map {
             let client = kube.context(NO_API_SERVER)?;
             let publisher = Publisher {
@@ -106,14 +120,29 @@ impl App {
             .await?,
         );
         tokio::spawn(Arc::clone(&tls).run(drain.clone()));
-        let service = CaService {
+        let tokens = TokenService {
+            authenticator: Arc::clone(&authenticator),
+            issuer: Arc::clone(&issuer),
+            token_issuer: config.jwt_issuer,
+            trust_domain: config.trust_domain.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        };
+        let certificates = CaService {
             authenticator,
             issuer: Arc::clone(&issuer),
             lifetimes: config.lifetimes,
             clock,
             metrics: metrics.clone(),
         };
-        tokio::spawn(server::serve(listener, tls, service, metrics, drain));
+        tokio::spawn(server::serve(
+            listener,
+            tls,
+            certificates,
+            tokens,
+            metrics,
+            drain,
+        ));
         ready.set(true);
         tracing::info!(
             %address,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
+use bulkhead_pki::jwt::Audiences;
 use bulkhead_pki::svid::SvidChain;
 
 use crate::authenticate::Caller;
@@ -85,6 +86,32 @@ impl Record {
         );
     }
 
+    /// Notes a token, by what can be told of it without showing it.
+    pub fn token_issued(mut self, key_id: &str, audiences: &Audiences, not_after: SystemTime) {
+        self.written = true;
+        self.metrics.tokens_issued.inc();
+        let since = not_after.duration_since(UNIX_EPOCH);
+        tracing::info!(
+            target: TARGET,
+            outcome = "token_issued",
+            request = %self.id,
+            from = self.from.map(tracing::field::display),
+            caller = self.caller_id(),
+            pod = self.pod(),
+            authenticated_by = self.caller.as_ref().map(Caller::source),
+            identity = self.caller_id(),
+            key_id,
+            audiences = audiences.as_slice().join(" "),
+            not_after = since.unwrap_or_default().as_secs(),
+            "a token was issued"
+        );
+    }
+
+    /// Ends a call that was about nothing secret and leaves nothing to note.
+    pub fn told(mut self) {
+        self.written = true;
+    }
+
     pub fn refused(mut self, refusal: &Refusal) {
         self.written = true;
         self.metrics.refused(refusal.reason());
@@ -98,7 +125,7 @@ impl Record {
             authenticated_by = self.caller.as_ref().map(Caller::source),
             reason = refusal.reason(),
             detail = %refusal,
-            "a certificate was refused"
+            "a certificate or token was refused"
         );
     }
 

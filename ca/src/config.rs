@@ -27,6 +27,7 @@ pub mod name {
     pub const MAX_LIFETIME: &str = "BULKHEAD_CA_MAX_LIFETIME";
     pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
+    pub const JWT_ISSUER: &str = "BULKHEAD_CA_JWT_ISSUER";
     pub const TRUST_BUNDLE_CONFIG_MAP: &str = "BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP";
     pub const OWNER: &str = "BULKHEAD_CA_OWNER";
     pub const KEEP_KEYS: &str = "BULKHEAD_CA_KEEP_KEYS";
@@ -59,6 +60,9 @@ pub struct Config {
     pub authentication: AuthenticationSource,
     pub tokens: TokenRules,
     pub lifetimes: Lifetimes,
+    /// Who JWT-SVIDs say that they are from: the https URL under which others
+    /// find their keys by OpenID Connect discovery.
+    pub jwt_issuer: Option<String>,
     /// The ConfigMap with the trust roots, written to every namespace; none
     /// where there is no cluster, or somebody else distributes them.
     pub trust_bundle_config_map: Option<String>,
@@ -175,6 +179,7 @@ impl Config {
                 root: 3650 * DAY,
                 intermediate: 365 * DAY,
             },
+            jwt_issuer: None,
             trust_bundle_config_map: in_cluster.then(|| TRUST_BUNDLE_CONFIG_MAP.to_owned()),
             owner: None,
             keep_keys: false,
@@ -234,6 +239,7 @@ impl Config {
                 allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
             },
             lifetimes,
+            jwt_issuer: settings.parsed(name::JWT_ISSUER, read_issuer),
             trust_bundle_config_map,
             owner: settings.text(name::OWNER),
             keep_keys: settings.or(name::KEEP_KEYS, false),
@@ -321,6 +327,22 @@ fn check_lifetimes(settings: &Settings<'_>, lifetimes: &Lifetimes) {
     }
 }
 
+/// OpenID Connect Discovery 1.0, 4.1: an https URL with neither query nor
+/// fragment; what is fetched is a path below it.
+fn read_issuer(text: &str) -> Result<String, &'static str> {
+    let is_url = text.strip_prefix("https://").is_some_and(|rest| {
+        let host = rest.split('/').next().unwrap_or_default();
+        !host.is_empty() && !rest.contains(['?', '#', '@', ' ', '\\'])
+    });
+    if is_url && !text.ends_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "write https://HOST or https://HOST/PATH, with no slash at the end, no query and no fragment",
+        )
+    }
+}
+
 /// `a.svc,127.0.0.1`
 fn read_names(text: &str) -> Result<Vec<ServerName>, String> {
     text.split(',')
@@ -393,6 +415,30 @@ mod tests {
         // The default lifetime exceeds the maximum, and the intermediate's the
         // root's, besides what is wrong by itself.
         assert_eq!(errors.len(), 6, "{errors:#?}");
+    }
+
+    #[test]
+    fn the_issuer_of_tokens_is_an_https_url_that_a_path_can_be_put_behind() {
+        for good in [
+            "https://tokens.example.org",
+            "https://example.org:8443/mesh",
+        ] {
+            let read = read(&[(name::JWT_ISSUER, good)]).unwrap();
+            assert_eq!(read.jwt_issuer.as_deref(), Some(good));
+        }
+        for bad in [
+            "http://tokens.example.org",
+            "tokens.example.org",
+            "https://",
+            "https:///path",
+            "https://example.org/",
+            "https://example.org?a=b",
+            "https://example.org#a",
+            "https://a@example.org",
+        ] {
+            assert!(read(&[(name::JWT_ISSUER, bad)]).is_err(), "{bad}");
+        }
+        assert_eq!(read(&[]).unwrap().jwt_issuer, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bulkhead_pki::authority::AuthorityError;
 use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::jwt::JwtKey;
 use bulkhead_pki::serving::{ServerName, ServingCertificate, ServingError};
 use bulkhead_pki::svid::SvidChain;
 use bulkhead_proto::ca::CertificateAnswer;
@@ -43,6 +44,9 @@ pub trait Issuer: Send + Sync + 'static {
 
     /// What there is to say about the CA's own certificates, as it changes.
     fn status(&self) -> watch::Receiver<Arc<Status>>;
+
+    /// What signs JWT-SVIDs now; its public half is in the bundle.
+    fn jwt_signer(&self) -> Arc<JwtKey>;
 }
 
 /// What a caller gets.

@@ -17,6 +17,7 @@
 //! - [`service`]: the call, as one paragraph.
 //! - [`authenticate`]: a bearer token becomes a [`authenticate::Caller`].
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
+//! - [`workload_tokens`]: JWT-SVIDs; [`openid`]: where others find their keys.
 //! - [`issuer`]: what signs.
 //! - [`upstream`]: who signs above us; the place for another.
 //! - [`rotation`]: how roots and intermediates follow each other.
@@ -48,6 +49,7 @@ pub mod authenticate;
 pub mod config;
 pub mod issuer;
 pub mod metrics;
+pub mod openid;
 pub mod rotation;
 pub mod server;
 pub mod service;
@@ -56,3 +58,4 @@ pub mod store;
 pub mod trust_bundle;
 pub mod upstream;
 pub mod vet;
+pub mod workload_tokens;

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub issued: Counter,
+    pub tokens_issued: Counter,
     refused: Family<ReasonLabel, Counter>,
     call_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     expiry: Family<CertificateLabel, Gauge>,
@@ -39,6 +40,7 @@ impl Metrics {
         let metrics = Self::default();
         let Self {
             issued,
+            tokens_issued,
             refused,
             call_seconds,
             expiry,
@@ -56,8 +58,13 @@ impl Metrics {
                 issued,
             );
             registry.register(
+                "bulkhead_ca_tokens_issued",
+                "JWT-SVIDs issued to workloads",
+                tokens_issued,
+            );
+            registry.register(
                 "bulkhead_ca_requests_refused",
-                "Calls that ended without a certificate, by reason",
+                "Calls that ended without a certificate or token, by reason",
                 refused,
             );
             registry.register(

@@ -5,9 +5,11 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bulkhead_proto::ca::IstioCertificateServiceServer;
+use bulkhead_proto::workload_tokens::{self, WorkloadTokensServer};
 use bulkhead_runtime::drain;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -23,6 +25,7 @@ use tonic::codegen::Service;
 use crate::metrics::Metrics;
 use crate::service::{CaService, ClientAddress};
 use crate::serving::ServingTls;
+use crate::workload_tokens::TokenService;
 
 /// The most connections held at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -54,7 +57,43 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// must not be turned away.
 const BACKLOG: u32 = 4096;
 
-type Calls = IstioCertificateServiceServer<CaService>;
+/// Both services of the port.
+#[derive(Clone)]
+struct Calls {
+    certificates: IstioCertificateServiceServer<CaService>,
+    tokens: WorkloadTokensServer<TokenService>,
+}
+
+impl Calls {
+    fn new(certificates: CaService, tokens: TokenService) -> Self {
+        Self {
+            certificates: IstioCertificateServiceServer::new(certificates)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(usize::MAX),
+            tokens: WorkloadTokensServer::new(tokens).max_decoding_message_size(MAX_MESSAGE),
+        }
+    }
+}
+
+impl Service<hyper::Request<Incoming>> for Calls {
+    type Response = hyper::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = tonic::codegen::BoxFuture<Self::Response, Infallible>;
+
+    /// Both are always ready.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// What is neither's path is answered with Unimplemented, by either.
+    fn call(&mut self, request: hyper::Request<Incoming>) -> Self::Future {
+        if request.uri().path().starts_with(workload_tokens::PATH) {
+            self.tokens.call(request)
+        } else {
+            self.certificates.call(request)
+        }
+    }
+}
 
 /// Binds the port.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -72,13 +111,12 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServingTls>,
-    service: CaService,
+    certificates: CaService,
+    tokens: TokenService,
     metrics: Metrics,
     mut drain: drain::Watch,
 ) {
-    let calls = IstioCertificateServiceServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(usize::MAX);
+    let calls = Calls::new(certificates, tokens);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {

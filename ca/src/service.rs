@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bulkhead_pki::csr::{CsrError, ParsedCsr};
+use bulkhead_pki::jwt::{AudienceError, JwtError};
+use bulkhead_pki::key::KeyError;
 use bulkhead_proto::ca::{CertificateRequest, IstioCertificateService};
 use bulkhead_proto::generated::{IstioCertificateRequest, IstioCertificateResponse};
 use bulkhead_runtime::clock::Clock;
@@ -87,7 +89,7 @@ impl IstioCertificateService for CaService {
     }
 }
 
-/// Why a call ends without a certificate. Complete in the log, opaque to the
+/// Why a call ends without a certificate, or a token. Complete in the log, opaque to the
 /// caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -101,6 +103,12 @@ pub enum Refusal {
     Issue(#[from] IssueError),
     #[error("what was issued is not what was vetted; nothing was given out")]
     NotAsVetted,
+    #[error(transparent)]
+    Audience(#[from] AudienceError),
+    #[error("signing a token failed: {0}")]
+    Token(KeyError),
+    #[error("the CA's own bundle document cannot be read: {0}")]
+    Bundle(#[from] JwtError),
 }
 
 impl Refusal {
@@ -112,23 +120,25 @@ impl Refusal {
             Self::Vet(error) => error.reason(),
             Self::Issue(_) => "issuer_failed",
             Self::NotAsVetted => "issued_not_as_vetted",
+            Self::Audience(_) => "token_audience",
+            Self::Token(_) | Self::Bundle(_) => "issuer_failed",
         }
     }
 
     /// Clients tell by the code whether to come again, and learn nothing else
     /// but the name under which the log has the rest.
-    fn to_status(&self, request: RequestId) -> Status {
+    pub(crate) fn to_status(&self, request: RequestId) -> Status {
         let code = match self {
             Self::Authentication(error) if error.is_temporary() => Code::Unavailable,
             Self::Authentication(_) => Code::Unauthenticated,
-            Self::Csr(_) => Code::InvalidArgument,
+            Self::Csr(_) | Self::Audience(_) => Code::InvalidArgument,
             Self::Vet(_) => Code::PermissionDenied,
-            Self::Issue(_) => Code::Unavailable,
-            Self::NotAsVetted => Code::Internal,
+            Self::Issue(_) | Self::Token(_) => Code::Unavailable,
+            Self::NotAsVetted | Self::Bundle(_) => Code::Internal,
         };
         Status::new(
             code,
-            format!("no certificate was issued; the CA's log has the reason, request {request}"),
+            format!("nothing was issued; the CA's log has the reason, request {request}"),
         )
     }
 }

@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "discovery.proto",
         "health.proto",
         "rpc.proto",
+        "spiffe_workload_api.proto",
+        "workload_tokens.proto",
         "xds.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;

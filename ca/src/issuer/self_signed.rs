@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::authority::Authority;
-use bulkhead_pki::bundle::document::TrustBundleDocument;
+use bulkhead_pki::bundle::document::{JwtAuthority, TrustBundleDocument};
 use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::jwt::JwtKey;
 use bulkhead_pki::serving::{ServerName, ServingCertificate};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
@@ -50,6 +51,8 @@ pub struct SelfSigned {
     published: watch::Sender<Arc<str>>,
     document: watch::Sender<Arc<str>>,
     status: watch::Sender<Arc<Status>>,
+    /// Signs tokens for as long as the process lives: they are minutes short.
+    jwt_key: Arc<JwtKey>,
 }
 
 /// What signs now. Replaced as a whole, read without a lock.
@@ -73,9 +76,11 @@ impl SelfSigned {
         let authorities = store::load_or_create(store.as_ref(), &trust_domain, make).await?;
         let current = Current::new(authorities, &metrics);
         let (published, _) = watch::channel(Arc::clone(&current.roots_pem));
-        let (document, _) = watch::channel(current.document()?);
+        let jwt_key = Arc::new(JwtKey::generate()?);
+        let (document, _) = watch::channel(current.document(&jwt_key)?);
         let (status, _) = watch::channel(Arc::new(current.status()));
         let issuer = Self {
+            jwt_key,
             current: ArcSwap::from_pointee(current),
             published,
             document,
@@ -136,7 +141,7 @@ impl SelfSigned {
         {
             let next = Current::new(authorities, &self.metrics);
             let roots = Arc::clone(&next.roots_pem);
-            let document = next.document()?;
+            let document = next.document(&self.jwt_key)?;
             self.status.send_replace(Arc::new(next.status()));
             self.current.store(Arc::new(next));
             self.document.send_if_modified(|published| {
@@ -173,10 +178,13 @@ impl Current {
         }
     }
 
-    fn document(&self) -> Result<Arc<str>, StoreError> {
+    fn document(&self, jwt_key: &JwtKey) -> Result<Arc<str>, StoreError> {
         let document = TrustBundleDocument {
             x509_authorities: self.roots.certificates().to_vec(),
-            jwt_authorities: Vec::new(),
+            jwt_authorities: vec![JwtAuthority {
+                key_id: jwt_key.id().to_owned(),
+                key: jwt_key.private_key().public_key().clone(),
+            }],
             sequence: 0,
             refresh_hint: Some(REFRESH_HINT),
         };
@@ -270,6 +278,10 @@ impl Issuer for SelfSigned {
 
     fn status(&self) -> watch::Receiver<Arc<Status>> {
         self.status.subscribe()
+    }
+
+    fn jwt_signer(&self) -> Arc<JwtKey> {
+        Arc::clone(&self.jwt_key)
     }
 }
 

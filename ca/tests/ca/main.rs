@@ -15,3 +15,5 @@ mod processes;
 mod refusing;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tokens;

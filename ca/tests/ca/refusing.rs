@@ -32,7 +32,7 @@ async fn assert_refused(
     let request = record["request"].as_str().unwrap();
     assert_eq!(
         status.message(),
-        format!("no certificate was issued; the CA's log has the reason, request {request}")
+        format!("nothing was issued; the CA's log has the reason, request {request}")
     );
 }
 

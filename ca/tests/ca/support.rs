@@ -1,5 +1,6 @@
 //! A CA on loopback, a token issuer, and clients.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -114,21 +115,10 @@ impl Ca {
 pub(crate) struct Client(IstioCertificateServiceClient<Channel>);
 
 impl Client {
-    pub(crate) async fn connect(address: std::net::SocketAddr, roots: &Roots) -> Self {
-        let tls = TlsConnector::from(serving::client_config(roots, ["h2"]).unwrap());
-        let connect = tower::service_fn(move |_: Uri| {
-            let tls = tls.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let name = SERVER_NAME.try_into().unwrap();
-                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
-            }
-        });
-        let channel = Endpoint::from_static("http://ca.test")
-            .connect_with_connector(connect)
-            .await
-            .unwrap();
-        Self(IstioCertificateServiceClient::new(channel))
+    pub(crate) async fn connect(address: SocketAddr, roots: &Roots) -> Self {
+        Self(IstioCertificateServiceClient::new(
+            channel(address, roots).await,
+        ))
     }
 
     pub(crate) async fn call(
@@ -144,6 +134,21 @@ impl Client {
         let response = self.0.create_certificate(request).await?;
         Ok(CertificateAnswer::try_from(response.into_inner()).unwrap())
     }
+}
+
+/// A connection to the CA.
+pub(crate) async fn channel(address: SocketAddr, roots: &Roots) -> Channel {
+    let tls = TlsConnector::from(serving::client_config(roots, ["h2"]).unwrap());
+    let connect = tower::service_fn(move |_: Uri| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let name = SERVER_NAME.try_into().unwrap();
+            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+        }
+    });
+    let endpoint = Endpoint::from_static("http://ca.test");
+    endpoint.connect_with_connector(connect).await.unwrap()
 }
 
 pub(crate) fn now() -> SystemTime {

@@ -1,7 +1,8 @@
 //! What goes over the wire between Bulkhead's programs, and conversions to
 //! values that cannot be wrong; nothing else.
 //!
-//! - [`ca`]: the CSR service.
+//! - [`ca`]: the CSR service; [`workload_tokens`]: tokens from the same CA.
+//! - [`workload_api`]: what an application asks its sidecar for.
 //! - [`discovery`]: what control tells a proxy; [`xds`]: how it gets there.
 //! - [`retry`]: a refusal for lack of room, and when to come again.
 //! - [`health`]: gRPC health checks, which probes use.
@@ -13,6 +14,8 @@ pub mod ca;
 pub mod discovery;
 pub mod health;
 pub mod retry;
+pub mod workload_api;
+pub mod workload_tokens;
 pub mod xds;
 
 /// What is generated from the .proto files.
@@ -33,6 +36,14 @@ pub mod generated {
 
     pub mod rpc {
         tonic::include_proto!("google.rpc");
+    }
+
+    pub mod tokens {
+        tonic::include_proto!("bulkhead.ca.v1");
+    }
+
+    pub mod workload_api {
+        tonic::include_proto!("_");
     }
 
     pub mod xds {
