@@ -27,7 +27,7 @@ use crate::missing::{self, Missing};
 use crate::object::{Kind, Reading};
 use crate::server::{self, Server};
 use crate::service::Discovery;
-use crate::source::cluster::{self, Cluster};
+use crate::source::cluster::{self, Cluster, Events};
 use crate::source::directory::Directory;
 
 /// The name of the Lease: whoever holds it does what needs doing once.
@@ -186,13 +186,17 @@ fn follow(
     let reading = Reading {
         system_namespace: config.namespace.clone(),
         inject_by_default: config.inject_by_default,
+        root_namespaces: config.root_namespaces.clone(),
     };
     match &config.source {
         Source::Kubernetes => {
             let client = kube
                 .context("the settings name the API server, and there is no connection to one")?;
+            let (events, writing) = Events::new(client.clone(), &config.instance);
+            tokio::spawn(writing);
             cluster::watch(&Cluster {
                 client,
+                events,
                 hub: hub.clone(),
                 reading,
                 metrics: metrics.clone(),

@@ -253,13 +253,12 @@ impl State {
                 self.switches.set(key, *object, at_start, now, wall);
             }
             Change::Deleted(_, key) => self.switches.remove(&key),
-            Change::Replaced(_, objects) => {
-                let listed: BTreeSet<_> = objects.iter().map(|(key, _)| key.clone()).collect();
+            Change::Replaced(_, listed) => {
                 let known: Vec<_> = self.switches.iter().map(|(key, _)| key.clone()).collect();
-                for key in known.iter().filter(|key| !listed.contains(key)) {
+                for key in known.iter().filter(|key| !listed.has(key)) {
                     self.switches.remove(key);
                 }
-                for (key, object) in objects {
+                for (key, object) in listed.objects {
                     if let Object::Bypass(object) = object {
                         self.switches.set(key, *object, at_start, now, wall);
                     }

@@ -64,9 +64,10 @@ impl Index {
         match change {
             Change::Applied(key, object) => self.set(key, object, &mut affected),
             Change::Deleted(kind, key) => self.remove(kind, &key, &mut affected),
-            Change::Replaced(kind, objects) => {
+            Change::Replaced(kind, listed) => {
                 let mut gone: BTreeSet<Key> = self.keys(kind).collect();
-                for (key, object) in objects {
+                gone.retain(|key| !listed.unreadable.contains(key));
+                for (key, object) in listed.objects {
                     gone.remove(&key);
                     self.set(key, object, &mut affected);
                 }

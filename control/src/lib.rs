@@ -35,7 +35,7 @@
 //! | `bypasses`, `ejections`, `injectionstops` of `emergency.bulkhead.io` | get, list, watch, patch, delete | cluster | the kill switch; a time limit that nobody keeps is given its Job, and what is over is deleted |
 //! | `bypasses/status` of `emergency.bulkhead.io` | patch | cluster | how far a bypass has come |
 //! | `jobs.batch` | get, create | cluster | the Job that keeps a time limit |
-//! | `events.events.k8s.io` | create, patch | cluster | telling people which pods miss their sidecar |
+//! | `events.events.k8s.io` | create, patch | cluster | telling people which pods miss their sidecar and which policies cannot be honoured |
 //! | `pods/eviction` | create | cluster | restarting those pods; only where that was chosen |
 //! | `leases` named `bulkhead-control` | get, update | own namespace | one replica does what needs doing once |
 //! | `leases` | create | own namespace | the first lease; `create` cannot be limited to a name |

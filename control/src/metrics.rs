@@ -31,6 +31,7 @@ pub struct Metrics {
     push_seconds: Histogram,
     objects: Family<KindLabel, Gauge>,
     source_errors: Family<KindLabel, Counter>,
+    faulty: Family<KindLabel, Gauge>,
     pub missing: Family<NamespaceLabel, Gauge>,
     pub evictions: Family<OutcomeLabel, Counter>,
     switches: Family<SwitchLabels, Gauge>,
@@ -88,6 +89,7 @@ impl Metrics {
             push_seconds: Histogram::new(PUSH_BUCKETS),
             objects: Family::default(),
             source_errors: Family::default(),
+            faulty: Family::default(),
             missing: Family::default(),
             evictions: Family::default(),
             switches: Family::default(),
@@ -141,6 +143,11 @@ impl Metrics {
                 all.source_errors,
             );
             registry.register(
+                "bulkhead_control_faulty_objects",
+                "Objects that cannot be read, or mean nothing in part, by kind",
+                all.faulty,
+            );
+            registry.register(
                 "bulkhead_pods_missing_sidecar",
                 "Pods that should have a sidecar and have none",
                 all.missing,
@@ -184,6 +191,12 @@ impl Metrics {
         let kind = kind.as_str();
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.objects.get_or_create(&KindLabel { kind }).set(count);
+    }
+
+    pub fn faulty_objects(&self, kind: Kind, count: usize) {
+        let kind = kind.as_str();
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.faulty.get_or_create(&KindLabel { kind }).set(count);
     }
 
     pub fn source_error(&self, kind: &'static str) {

@@ -14,7 +14,7 @@ mod modes;
 mod pod;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -119,6 +119,26 @@ impl Object {
             Self::Bypass(_) => Kind::Bypass,
         }
     }
+
+    /// What of it means nothing, in words for whoever wrote it.
+    pub fn without_effect(&self, reading: &Reading) -> Option<&'static str> {
+        let Self::PeerAuthentication(policy) = self else {
+            return None;
+        };
+        let is_root = reading.root_namespaces.contains(&policy.namespace);
+        match (is_root, policy.selector.is_empty()) {
+            (true, false) => Some(
+                "in a root namespace a selector selects nothing, as with Istio; write the policy \
+                 in the namespace of the workloads, or leave the selector out to have it count \
+                 for the whole mesh",
+            ),
+            (_, true) if !policy.port_modes.is_empty() => Some(
+                "portLevelMtls counts only with a selector, because workloads differ in what a \
+                 port is",
+            ),
+            _ => None,
+        }
+    }
 }
 
 /// Something that happened to objects.
@@ -129,7 +149,30 @@ pub enum Change {
     /// It is gone.
     Deleted(Kind, Key),
     /// These are all objects of the kind, and no others.
-    Replaced(Kind, Vec<(Key, Object)>),
+    Replaced(Kind, Listed),
+}
+
+/// All objects of a kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Listed {
+    pub objects: Vec<(Key, Object)>,
+    /// They are there and cannot be read: what was known of them holds.
+    pub unreadable: BTreeSet<Key>,
+}
+
+impl Listed {
+    pub fn has(&self, key: &Key) -> bool {
+        self.unreadable.contains(key) || self.objects.iter().any(|(other, _)| other == key)
+    }
+}
+
+impl FromIterator<(Key, Object)> for Listed {
+    fn from_iter<T: IntoIterator<Item = (Key, Object)>>(objects: T) -> Self {
+        Self {
+            objects: objects.into_iter().collect(),
+            unreadable: BTreeSet::new(),
+        }
+    }
 }
 
 /// What control must know to read objects.
@@ -139,6 +182,8 @@ pub struct Reading {
     pub system_namespace: String,
     /// Whether pods get a sidecar about which nobody says anything.
     pub inject_by_default: bool,
+    /// Where a PeerAuthentication without a selector is for the whole mesh.
+    pub root_namespaces: BTreeSet<String>,
 }
 
 /// An object that cannot be used.

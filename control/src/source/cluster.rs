@@ -1,5 +1,7 @@
 //! The Kubernetes API: a watch of each kind.
 
+mod faults;
+
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use bulkhead_runtime::drain;
 use bulkhead_runtime::readiness::Condition;
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
-use kube::core::DynamicObject;
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind, TypeMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
@@ -18,7 +20,10 @@ use serde::de::DeserializeOwned;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::object::manifest::{self, Manifest};
-use crate::object::{Change, Key, Kind, Object, ObjectError, Reading};
+use crate::object::{Change, Key, Kind, Listed, Object, ObjectError, Reading};
+use faults::{Fault, Faults};
+
+pub(crate) use faults::Events;
 
 /// How often the API server is asked whether a kind is served that was not.
 const LOOK: Duration = Duration::from_secs(5);
@@ -30,6 +35,7 @@ pub(crate) struct Cluster {
     pub(crate) hub: Hub,
     pub(crate) reading: Reading,
     pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
     pub(crate) synced: Condition,
     pub(crate) drain: drain::Watch,
 }
@@ -59,7 +65,7 @@ impl Cluster {
         M: Manifest + Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     {
         let api = Api::<M>::all(self.client.clone());
-        tokio::spawn(async move { self.follow(api, M::KIND, |_| true, keep::<M>).await });
+        tokio::spawn(async move { self.follow(api, &(), M::KIND, |_| true, keep::<M>).await });
     }
 
     /// Follows a kind that may not be served, or not yet.
@@ -69,25 +75,23 @@ impl Cluster {
             match self.served(kind, group, versions).await {
                 Ok(Some(version)) => {
                     let is_passing = |error: &watcher::Error| !is_not_found(error);
-                    let end = match kind {
-                        Kind::Bypass => {
-                            let api = Api::<Bypass>::all(self.client.clone());
-                            self.follow(api, kind, is_passing, keep::<Bypass>).await
-                        }
-                        _ => {
-                            let resource = istio::api_resource(version);
-                            let api =
-                                Api::<DynamicObject>::all_with(self.client.clone(), &resource);
-                            self.follow(api, kind, is_passing, keep_policy).await
-                        }
+                    // Read one by one, so that one that cannot be read is no
+                    // reason to know none.
+                    let keep = match kind {
+                        Kind::Bypass => keep_dynamic::<Bypass>,
+                        _ => keep_dynamic::<PeerAuthentication>,
                     };
+                    let gvk = GroupVersionKind::gvk(group, version, kind.as_str());
+                    let resource = ApiResource::from_gvk(&gvk);
+                    let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+                    let end = self.follow(api, &resource, kind, is_passing, keep).await;
                     if matches!(end, End::Drain) {
                         return;
                     }
                     // What was known holds until the API server says that there is
                     // no such kind; where it starts, it may not know all at first.
                 }
-                Ok(None) => self.apply(Change::Replaced(kind, Vec::new())),
+                Ok(None) => self.apply(Change::Replaced(kind, Listed::default())),
                 // Who does not know whether there are policies must not tell
                 // proxies that there are none.
                 Err(error) => {
@@ -133,6 +137,7 @@ impl Cluster {
     async fn follow<K>(
         &self,
         api: Api<K>,
+        resource: &K::DynamicType,
         kind: Kind,
         is_passing: impl Fn(&watcher::Error) -> bool,
         keep: impl Fn(K, &Reading) -> Result<(Key, Object), ObjectError>,
@@ -144,30 +149,36 @@ impl Cluster {
         let events = watcher(api, watcher::Config::default());
         let mut events = pin!(events.default_backoff());
         let mut drain = self.drain.clone();
-        let mut listed = Vec::new();
+        let mut faults = Faults::new(kind, self.metrics.clone(), self.events.clone());
+        let mut listed = Listed::default();
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = drain.started() => return End::Drain,
             };
             match event {
-                Some(Ok(Event::Init)) => listed.clear(),
+                Some(Ok(Event::Init)) => listed = Listed::default(),
                 Some(Ok(Event::InitApply(object))) => {
-                    listed.extend(self.kept(kind, keep(object, &self.reading)))
+                    let key = key_of(&object);
+                    match self.read(object, resource, &keep, &mut faults) {
+                        Some(found) => listed.objects.push(found),
+                        None => drop(listed.unreadable.insert(key)),
+                    }
                 }
                 Some(Ok(Event::InitDone)) => {
-                    self.apply(Change::Replaced(kind, std::mem::take(&mut listed)));
+                    let listed = std::mem::take(&mut listed);
+                    faults.retain(|key| listed.has(key));
+                    self.apply(Change::Replaced(kind, listed));
                 }
                 Some(Ok(Event::Apply(object))) => {
-                    if let Some((key, object)) = self.kept(kind, keep(object, &self.reading)) {
+                    if let Some((key, object)) = self.read(object, resource, &keep, &mut faults) {
                         self.apply(Change::Applied(key, object));
                     }
                 }
                 Some(Ok(Event::Delete(object))) => {
-                    let metadata = object.meta();
-                    let namespace = metadata.namespace.as_deref().unwrap_or_default();
-                    let name = metadata.name.as_deref().unwrap_or_default();
-                    self.apply(Change::Deleted(kind, Key::new(namespace, name)));
+                    let key = key_of(&object);
+                    faults.forget(&key);
+                    self.apply(Change::Deleted(kind, key));
                 }
                 Some(Err(error)) => {
                     self.metrics.source_error(kind.as_str());
@@ -186,17 +197,24 @@ impl Cluster {
         }
     }
 
-    /// What is kept of an object. One that cannot be read stays as it was known.
-    fn kept(&self, kind: Kind, read: Result<(Key, Object), ObjectError>) -> Option<(Key, Object)> {
-        read.inspect_err(|error| {
-            self.metrics.source_error(kind.as_str());
-            tracing::error!(
-                kind = kind.as_str(),
-                %error,
-                "an object cannot be honoured; what was known of it before stays in force"
-            );
-        })
-        .ok()
+    /// What is kept of an object; nothing of one that cannot be read.
+    fn read<K: Resource>(
+        &self,
+        object: K,
+        resource: &K::DynamicType,
+        keep: impl Fn(K, &Reading) -> Result<(Key, Object), ObjectError>,
+        faults: &mut Faults,
+    ) -> Option<(Key, Object)> {
+        let (key, reference) = (key_of(&object), object.object_ref(resource));
+        let read = keep(object, &self.reading);
+        let fault = match &read {
+            Ok((_, object)) => object
+                .without_effect(&self.reading)
+                .map(|problem| Fault::WithoutEffect(problem.to_owned())),
+            Err(error) => Some(Fault::Unreadable(error.to_string())),
+        };
+        faults.note(&key, fault, reference);
+        read.ok()
     }
 
     fn apply(&self, change: Change) {
@@ -213,16 +231,25 @@ fn keep<M: Manifest>(manifest: M, reading: &Reading) -> Result<(Key, Object), Ob
     Ok((manifest.key()?, manifest.keep(reading)?))
 }
 
-fn keep_policy(object: DynamicObject, reading: &Reading) -> Result<(Key, Object), ObjectError> {
-    let mut data = object.data;
-    let spec = data.get_mut("spec").map(serde_json::Value::take);
-    let spec = spec.map(serde_json::from_value).transpose();
-    let spec = spec.map_err(|error| ObjectError::Malformed(istio::KIND, error))?;
-    let policy = PeerAuthentication {
-        metadata: object.metadata,
-        spec: spec.unwrap_or_default(),
-    };
-    keep(policy, reading)
+fn keep_dynamic<M: Manifest>(
+    mut object: DynamicObject,
+    reading: &Reading,
+) -> Result<(Key, Object), ObjectError> {
+    // The items of a list do not say what they are, and the types insist.
+    let kind = M::KIND.as_str();
+    object.types.get_or_insert_with(|| TypeMeta {
+        api_version: String::new(),
+        kind: kind.to_owned(),
+    });
+    let manifest = serde_json::to_value(object).and_then(serde_json::from_value::<M>);
+    let manifest = manifest.map_err(|error| ObjectError::Malformed(kind, error))?;
+    keep(manifest, reading)
+}
+
+fn key_of(object: &impl Resource) -> Key {
+    let metadata = object.meta();
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    Key::new(namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
 fn is_not_found(error: &watcher::Error) -> bool {

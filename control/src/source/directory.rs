@@ -137,7 +137,14 @@ impl Directory {
         let mut objects = Vec::new();
         for value in documents(&text)? {
             for item in items(value) {
-                objects.extend(manifest::read(item, &self.reading)?);
+                let Some((key, object)) = manifest::read(item, &self.reading)? else {
+                    continue;
+                };
+                if let Some(problem) = object.without_effect(&self.reading) {
+                    let kind = object.kind().as_str();
+                    tracing::warn!(file = %path.display(), kind, object = %key, "{problem}");
+                }
+                objects.push((key, object));
             }
         }
         Ok(objects)

@@ -1,5 +1,5 @@
 use super::world::{CART, CART_ID, CART_POD, CART_SLICE, PLAIN_POD, World, id};
-use crate::object::{Change, Key, Kind};
+use crate::object::{Change, Key, Kind, Listed};
 
 fn world() -> World {
     World::with(&[CART, CART_SLICE, CART_POD, PLAIN_POD])
@@ -135,7 +135,7 @@ fn a_new_list_drops_what_is_not_in_it() {
     let mut world = world();
     let affected = world
         .index
-        .apply(Change::Replaced(Kind::EndpointSlice, Vec::new()));
+        .apply(Change::Replaced(Kind::EndpointSlice, Listed::default()));
     assert!(affected.services.contains(&Key::new("shop", "cart")));
     assert!(world.ready("shop/cart:80").is_empty());
     assert_eq!(world.index.count(Kind::Pod), 2);

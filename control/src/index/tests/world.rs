@@ -27,11 +27,12 @@ impl World {
             },
         };
         let mut world = Self {
-            index: Index::new(settings),
             reading: Reading {
                 system_namespace: "bulkhead-system".into(),
                 inject_by_default: false,
+                root_namespaces: settings.root_namespaces.clone(),
             },
+            index: Index::new(settings),
         };
         for manifest in manifests {
             world.apply(manifest);
