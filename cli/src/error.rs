@@ -2,6 +2,23 @@
 //! its sentence, without the object around it.
 
 use std::error::Error;
+use std::fmt;
+
+/// How a command ended that has an exit code of its own for it.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: u8,
+    /// What is so, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Ended {}
 
 /// An error and its causes on one line.
 ///

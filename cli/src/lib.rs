@@ -8,13 +8,18 @@
 //! - [`mesh`]: a mesh in one process, for the demo and the tests.
 //! - [`check`]: what `bulkhead check` looks at.
 //! - [`cluster`]: the cluster that a command is about.
+//! - `admin`: what programs say on their pods' loopback.
+//! - [`authority`]: what `bulkhead ca` and `bulkhead secret` are made of.
 //! - [`emergency`]: what the kill switch's commands are made of.
 //! - `config`: what the environment says.
 //! - [`error`]: errors as people read them.
+//! - `moment`: times as people say them.
 //! - [`manifest`]: streams of YAML or JSON documents, edited one by one.
 
 use clap::Parser;
 
+mod admin;
+pub mod authority;
 pub mod check;
 pub mod cluster;
 pub mod commands;
@@ -23,6 +28,7 @@ pub mod emergency;
 pub mod error;
 pub mod manifest;
 pub mod mesh;
+mod moment;
 
 /// Service mesh core for Kubernetes: sidecars, identities and mutual TLS.
 #[derive(Debug, Parser)]

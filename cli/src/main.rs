@@ -19,7 +19,8 @@ fn main() -> ExitCode {
             }
             None => {
                 let _ = writeln!(std::io::stderr(), "error: {}", error::describe(&error));
-                ExitCode::FAILURE
+                let ended = error.downcast_ref::<error::Ended>();
+                ended.map_or(ExitCode::FAILURE, |ended| ended.code.into())
             }
         },
     }

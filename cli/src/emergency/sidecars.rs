@@ -2,35 +2,23 @@
 //! through the kubelet of its node, to its admin port on loopback.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::Context as _;
 use bulkhead_core::ports;
 use bulkhead_inject::PROXY_CONTAINER;
 use futures::StreamExt as _;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde::Deserialize;
-use tokio::time::timeout;
 
 use super::scope::Scope;
 use crate::cluster::Cluster;
-use crate::error;
+use crate::{admin, error};
 
 /// Pods of one page of a list.
 const PAGE: u32 = 500;
-/// Sidecars that are spoken with at the same time. Each is a connection of the
-/// API server to a kubelet.
-const AT_ONCE: usize = 64;
-/// How long one may take. A node that is gone does not answer at all.
-const ANSWER: Duration = Duration::from_secs(3);
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
 
 /// A pod that has a sidecar, or should have one.
 #[derive(Clone, Debug)]
@@ -136,80 +124,19 @@ pub(crate) async fn order_all(
     phases: &[&str],
 ) -> Vec<Missed> {
     let asked = pods.iter().map(|pod| async move {
-        let answer = timeout(ANSWER, order_one(cluster, pod, order)).await;
+        let of = (pod.namespace.as_str(), pod.name.as_str());
+        let answer = admin::post(cluster, of, ports::PROXY_ADMIN, "/bypass", order).await;
+        let answer: anyhow::Result<InForce> = answer;
         let problem = match answer {
-            Ok(Ok(in_force)) if phases.contains(&in_force.phase.as_str()) => return None,
-            Ok(Ok(in_force)) => format!("it is told to {} by somebody else", in_force.phase),
-            Ok(Err(error)) => error::describe(&error),
-            Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
+            Ok(in_force) if phases.contains(&in_force.phase.as_str()) => return None,
+            Ok(in_force) => format!("it is told to {} by somebody else", in_force.phase),
+            Err(error) => error::describe(&error),
         };
         Some((pod.clone(), problem))
     });
     futures::stream::iter(asked)
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(admin::AT_ONCE)
         .filter_map(std::future::ready)
         .collect()
         .await
-}
-
-async fn order_one(cluster: &Cluster, pod: &MeshPod, order: &str) -> anyhow::Result<InForce> {
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
-    let mut forwarder = pods
-        .portforward(&pod.name, &[ports::PROXY_ADMIN])
-        .await
-        .context("the API server does not forward to it")?;
-    let refusal = forwarder.take_error(ports::PROXY_ADMIN);
-    let stream = forwarder
-        .take_stream(ports::PROXY_ADMIN)
-        .context("the API server opened no stream")?;
-    let answer = post(TokioIo::new(stream), order);
-    let refusal = async {
-        match refusal {
-            Some(refusal) => refusal.await,
-            None => None,
-        }
-    };
-    tokio::select! {
-        answer = answer => answer,
-        Some(refusal) = refusal => Err(anyhow!("its node says: {}", refusal.trim())),
-    }
-}
-
-/// One request on a connection to the admin port.
-async fn post<T>(connection: T, order: &str) -> anyhow::Result<InForce>
-where
-    T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(connection)
-        .await
-        .context("opening a connection to its admin port failed")?;
-    let request = hyper::Request::post("/bypass")
-        .header("host", "localhost")
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(order.to_owned())))?;
-    let exchange = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .context("its admin port did not answer")?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER);
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| anyhow!("its answer broke off: {error}"))?
-            .to_bytes();
-        if !status.is_success() {
-            let text = String::from_utf8_lossy(&body);
-            bail!("it refused the order with {status}: {}", text.trim());
-        }
-        serde_json::from_slice(&body).context("its answer is not what a sidecar says")
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        ended = connection => {
-            ended.context("the connection to its admin port failed")?;
-            bail!("its admin port closed the connection")
-        }
-    }
 }

@@ -1,0 +1,120 @@
+//! The CA's pods, and what each says of itself on its admin port.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use bulkhead_core::ports;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Cluster;
+use crate::{admin, error};
+
+/// The label of the CA's pods.
+const SELECTOR: &str = "app.kubernetes.io/name=bulkhead-ca";
+
+/// One of the CA's pods.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replica {
+    pub pod: String,
+    pub node: Option<String>,
+    pub is_ready: bool,
+    /// What it says; none where it could not be asked.
+    pub load: Option<Load>,
+    /// Why it could not be asked.
+    pub problem: Option<String>,
+}
+
+/// What a replica does, as it says. A field that it does not say is absent.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all(serialize = "camelCase"))]
+pub struct Load {
+    /// When it started, in seconds since 1970.
+    pub since: Option<u64>,
+    /// Certificates that it issued since.
+    pub issued_total: Option<u64>,
+    /// Over the last minute.
+    pub issued_per_second: Option<f64>,
+    /// Refusals since it started, by reason.
+    pub refused: BTreeMap<String, u64>,
+    pub queue: Queue,
+}
+
+/// Who waits for a certificate.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all(serialize = "camelCase"))]
+pub struct Queue {
+    pub length: Option<u64>,
+    pub waiting: Vec<Waiting>,
+}
+
+/// One caller's calls that wait.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all(serialize = "camelCase"))]
+pub struct Waiting {
+    pub caller: String,
+    /// Why it is served when it is.
+    pub class: Option<String>,
+    pub waiting: Option<u64>,
+    pub longest_seconds: Option<f64>,
+}
+
+/// The CA's pods, by name.
+pub(crate) async fn pods(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
+    let found = api.list(&ListParams::default().labels(SELECTOR)).await;
+    let namespace = &cluster.system_namespace;
+    let found = found.with_context(|| format!("listing the CA's pods in {namespace} failed"))?;
+    let mut pods = found.items;
+    pods.sort_by_key(ResourceExt::name_any);
+    Ok(pods)
+}
+
+/// Asks each of them.
+pub(crate) async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<Replica>> {
+    let pods = pods(cluster).await?;
+    let asked = pods.into_iter().map(|pod| replica(cluster, pod));
+    let answers = futures::stream::iter(asked).buffered(admin::AT_ONCE);
+    Ok(answers.collect().await)
+}
+
+async fn replica(cluster: &Cluster, pod: Pod) -> Replica {
+    let name = pod.name_any();
+    let of = (cluster.system_namespace.as_str(), name.as_str());
+    let answer = admin::get::<Load>(cluster, of, ports::PROXY_ADMIN, "/status").await;
+    let (load, problem) = match answer {
+        Ok(load) => (Some(load), None),
+        Err(error) => (None, Some(error::describe(&error))),
+    };
+    Replica {
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        is_ready: is_ready(&pod),
+        pod: name,
+        load,
+        problem,
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| &status.conditions);
+    conditions
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_of_another_version_may_say_less_and_more() {
+        let load: Load = serde_json::from_str(r#"{"issued_total": 3, "new": {}}"#).unwrap();
+        assert_eq!(load.issued_total, Some(3));
+        assert_eq!(load.issued_per_second, None);
+        assert!(load.queue.waiting.is_empty());
+    }
+}
