@@ -5,7 +5,8 @@
 //! - [`finding`]: what a look tells.
 //! - `control_plane`: kinds, programs, versions.
 //! - `registration`: whether the API server would call the webhook.
-//! - `trust`: the trust bundle in every namespace, and what expires.
+//! - `trust`: the trust bundle in every namespace.
+//! - `expiry`: what ends soon and is not renewed in time.
 //! - `pods`: those without the sidecar that they should have.
 //! - `self_test`: a pod, created as a dry run.
 
@@ -24,6 +25,7 @@ use crate::cluster::Cluster;
 use crate::emergency::banner;
 
 mod control_plane;
+mod expiry;
 pub mod finding;
 mod pods;
 mod registration;
@@ -39,8 +41,9 @@ const PAGE: u32 = 500;
 /// What a look is told.
 pub(crate) struct Look<'a> {
     pub(crate) cluster: &'a Cluster,
-    /// Certificates that expire within this are a problem already.
-    pub(crate) expires_within: Duration,
+    /// What expires within this is a problem already, where it is not renewed
+    /// by itself before that. `None`: what is usual for each kind.
+    pub(crate) expires_within: Option<Duration>,
     pub(crate) now: SystemTime,
     pub(crate) namespaces: Vec<Namespace>,
 }
@@ -64,7 +67,7 @@ impl Report {
 }
 
 /// Looks at everything.
-pub async fn check(cluster: &Cluster, expires_within: Duration, now: SystemTime) -> Report {
+pub async fn check(cluster: &Cluster, expires_within: Option<Duration>, now: SystemTime) -> Report {
     let version = timeout(PATIENCE, cluster.client.apiserver_version()).await;
     let kubernetes = match version {
         Ok(Ok(version)) => version.git_version,
@@ -88,7 +91,10 @@ pub async fn check(cluster: &Cluster, expires_within: Duration, now: SystemTime)
         ("registration", boxed(registration::registration(&look))),
         ("endpoints", boxed(registration::endpoints(&look))),
         ("trust-bundle", boxed(trust::bundles(&look))),
-        ("certificates", boxed(trust::expiry(&look))),
+        ("authorities", boxed(expiry::authorities(&look))),
+        ("certificates", boxed(expiry::webhook(&look))),
+        ("certificates", boxed(expiry::ca(&look))),
+        ("workloads", boxed(expiry::workloads(&look))),
         ("pods", boxed(pods::pods(&look))),
         ("self-test", boxed(self_test::self_test(&look))),
     ];

@@ -1,5 +1,6 @@
 //! The kinds that Bulkhead defines, and its programs.
 
+use bulkhead_crds::certificate_authority::CertificateAuthority;
 use bulkhead_crds::emergency::{Bypass, Ejection, InjectionStop};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -13,7 +14,7 @@ const INSTALL: &str = "install the chart again: `helm upgrade --install bulkhead
 /// The label that says which version an object is of.
 const VERSION: &str = "app.kubernetes.io/version";
 
-/// Whether the kill switch's kinds are served.
+/// Whether the kinds of the kill switch and of the CA are served.
 pub(super) async fn kinds(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
     let api: Api<CustomResourceDefinition> = Api::all(look.cluster.client.clone());
     let mut missing = Vec::new();
@@ -21,6 +22,7 @@ pub(super) async fn kinds(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
         InjectionStop::crd_name(),
         Bypass::crd_name(),
         Ejection::crd_name(),
+        CertificateAuthority::crd_name(),
     ] {
         let found = api.get_opt(name).await?;
         let conditions = found
@@ -34,10 +36,13 @@ pub(super) async fn kinds(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
         }
     }
     Ok(vec![if missing.is_empty() {
-        Finding::ok("kinds", "the kill switch's kinds are served")
+        Finding::ok(
+            "kinds",
+            "the kinds of the kill switch and of the CA are served",
+        )
     } else {
         let message = format!(
-            "not served: {}; the kill switch needs them",
+            "not served: {}; the kill switch and the CA need them",
             missing.join(", ")
         );
         Finding::failed("kinds", message).remedy(INSTALL)

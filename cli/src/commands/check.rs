@@ -5,7 +5,6 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::bail;
-use bulkhead_core::duration;
 use bulkhead_runtime::clock::Clock;
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -13,6 +12,7 @@ use serde_json::json;
 use crate::check::finding::Status;
 use crate::check::{Report, check};
 use crate::cluster::{ClusterArgs, block_on};
+use crate::moment;
 
 /// Look at the whole installation, and say what is wrong and what to do.
 ///
@@ -22,9 +22,12 @@ use crate::cluster::{ClusterArgs, block_on};
 pub struct Check {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Count a certificate that expires within this as a problem
-    #[arg(long, value_name = "DURATION", default_value = "72h", value_parser = duration::parse)]
-    expires_within: Duration,
+    /// Count what expires within this as a problem: a root by that alone; what
+    /// renews itself only when a third of its life is left too, for then it was
+    /// not renewed in time. Without it: 60 days for a root, a third of the life
+    /// for the rest
+    #[arg(long, value_name = "DURATION", value_parser = moment::parse_span)]
+    expires_within: Option<Duration>,
     /// How the findings are written
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,

@@ -110,6 +110,16 @@ impl ScopeArgs {
 }
 
 impl Scope {
+    /// The whole mesh.
+    pub(crate) fn everything(cluster: &Cluster) -> Self {
+        Self {
+            system_namespace: cluster.system_namespace.clone(),
+            namespace: None,
+            workload: None,
+            selector: None,
+        }
+    }
+
     /// Where a switch for this scope is stored.
     pub(crate) fn switch_namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or(&self.system_namespace)

@@ -1,7 +1,5 @@
 //! `bulkhead check` on a real API server.
 
-use std::time::Duration;
-
 use bulkhead::check::finding::{Finding, Status};
 use bulkhead::check::{Report, check};
 use bulkhead::cluster::Cluster as Asked;
@@ -13,14 +11,13 @@ use serde_json::json;
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
 
 const ON: &[(&str, &str)] = &[("bulkhead.io/inject", "enabled")];
-const THREE_DAYS: Duration = Duration::from_secs(3 * 24 * 3600);
 
 async fn report(client: Client) -> Report {
     let asked = Asked {
         client,
         system_namespace: SYSTEM_NAMESPACE.to_owned(),
     };
-    check(&asked, THREE_DAYS, Clock::system().now()).await
+    check(&asked, None, Clock::system().now()).await
 }
 
 fn of<'a>(report: &'a Report, check: &str) -> Vec<&'a Finding> {

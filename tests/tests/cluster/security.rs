@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use bulkhead::check::check;
 use bulkhead::check::finding::Finding;
@@ -228,8 +227,7 @@ async fn findings(cluster: &Cluster) -> Vec<Finding> {
         client: cluster.client().clone(),
         system_namespace: SYSTEM_NAMESPACE.to_owned(),
     };
-    let soon = Duration::from_secs(3600);
-    let report = check(&asked, soon, Clock::system().now()).await;
+    let report = check(&asked, None, Clock::system().now()).await;
     let findings = report.findings.into_iter();
     findings.filter(|found| found.check == "pods").collect()
 }
