@@ -1,6 +1,7 @@
 //! The wiring, and nothing else.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Condition;
 use bulkhead_runtime::{drain, http_server};
-use tokio::net::TcpListener;
 
+use crate::admission::{self, Admission, Places};
 use crate::authenticate::Authenticate;
 use crate::authenticate::jwks::JwksVerifier;
 use crate::authenticate::token_review::TokenReviewer;
@@ -21,7 +22,7 @@ use crate::issuer::Issuer;
 use crate::issuer::self_signed::SelfSigned;
 use crate::metrics::Metrics;
 use crate::openid::Discovery;
-use crate::server;
+use crate::server::{self, Server};
 use crate::service::CaService;
 use crate::serving::ServingTls;
 use crate::store::Store;
@@ -64,13 +65,15 @@ impl App {
             .with_context(|| format!("binding the CSR service to {} failed", config.listen))?;
         let address = listener.local_addr()?;
         let monitoring_listener = TcpListener::bind(config.monitoring_listen)
-            .await
             .with_context(|| format!("binding {} failed", config.monitoring_listen))?;
         let monitoring_address = monitoring_listener.local_addr()?;
         // Known a little later than there is something to tell about readiness.
         let discovery = Arc::<OnceLock<Discovery>>::default();
         let openid = Arc::clone(&discovery);
-        tokio::spawn(http_server::serve(
+        // Kubelet must hear that all is well while this process signs for a
+        // whole cluster.
+        http_server::serve_on_own_thread(
+            "monitoring",
             monitoring_listener,
             move |request, _| {
                 let document = openid.get().and_then(|openid| openid.answer(&request));
@@ -78,7 +81,8 @@ impl App {
                 std::future::ready(answer)
             },
             drain.clone(),
-        ));
+        )
+        .context("starting the monitoring server failed")?;
 
         let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
         let issuer = Arc::new(
@@ -120,8 +124,9 @@ impl App {
             .await?,
         );
         tokio::spawn(Arc::clone(&tls).run(drain.clone()));
+        let admission = admission(&config.authentication, authenticator, &clock, &metrics);
         let tokens = TokenService {
-            authenticator: Arc::clone(&authenticator),
+            admission: admission.clone(),
             issuer: Arc::clone(&issuer),
             token_issuer: config.jwt_issuer,
             trust_domain: config.trust_domain.clone(),
@@ -129,20 +134,20 @@ impl App {
             metrics: metrics.clone(),
         };
         let certificates = CaService {
-            authenticator,
+            admission,
             issuer: Arc::clone(&issuer),
             lifetimes: config.lifetimes,
             clock,
             metrics: metrics.clone(),
         };
-        tokio::spawn(server::serve(
-            listener,
+        let server = Server {
             tls,
             certificates,
             tokens,
+            strangers: server::strangers(),
             metrics,
-            drain,
-        ));
+        };
+        tokio::spawn(server.serve(listener, drain));
         ready.set(true);
         tracing::info!(
             %address,
@@ -180,6 +185,26 @@ impl App {
         self.ready.set(false);
         self.trigger.drain(deadline).await
     }
+}
+
+/// Signing takes a core for as long as it lasts, so that two a core at once are
+/// enough; so is verifying a token by a key that is here.
+fn admission(
+    authentication: &AuthenticationSource,
+    authenticator: Arc<dyn Authenticate>,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> Admission {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let authenticating = match authentication {
+        AuthenticationSource::Kubernetes => admission::REMOTE,
+        AuthenticationSource::Jwks { .. } => 2 * cores,
+    };
+    let places = Places {
+        authenticating,
+        issuing: 2 * cores,
+    };
+    Admission::start(authenticator, places, clock.clone(), metrics.clone())
 }
 
 async fn authenticator(

@@ -5,13 +5,15 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
+use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::jwt::Audiences;
-use bulkhead_pki::svid::SvidChain;
 
 use crate::authenticate::Caller;
+use crate::claims::Claims;
+use crate::issuer::Issued;
 use crate::metrics::Metrics;
 use crate::service::Refusal;
 
@@ -21,9 +23,12 @@ pub const TARGET: &str = "bulkhead_ca::audit";
 /// The record of one call, written when the call ends; however it ends.
 pub struct Record {
     id: RequestId,
-    from: Option<SocketAddr>,
+    from: SocketAddr,
+    claims: Claims,
     caller: Option<Caller>,
     began: Instant,
+    /// How long it waited for its turns.
+    waited: Duration,
     metrics: Metrics,
     written: bool,
 }
@@ -39,7 +44,7 @@ impl fmt::Display for RequestId {
 }
 
 impl Record {
-    pub fn begin(from: Option<SocketAddr>, metrics: Metrics) -> Self {
+    pub fn begin(from: SocketAddr, claims: Claims, metrics: &Metrics) -> Self {
         let mut id = [0; 8];
         // Without randomness there is no signing either; the name of the call
         // is then the least of all worries.
@@ -47,9 +52,11 @@ impl Record {
         Self {
             id: RequestId(u64::from_ne_bytes(id)),
             from,
+            claims,
             caller: None,
             began: Instant::now(),
-            metrics,
+            waited: Duration::ZERO,
+            metrics: metrics.clone(),
             written: false,
         }
     }
@@ -58,12 +65,24 @@ impl Record {
         self.id
     }
 
+    /// What the caller says of itself.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Notes that the call waited for a turn.
+    pub fn waited(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
     /// Notes who it is, once that is known.
     pub fn caller(&mut self, caller: &Caller) {
         self.caller = Some(caller.clone());
     }
 
-    pub fn issued(mut self, svid: &SvidChain) {
+    pub fn issued(mut self, issued: &Issued) {
+        let svid = &issued.svid;
+        let authority = svid.intermediates().first().map(Certificate::serial);
         self.written = true;
         self.metrics.issued.inc();
         let seconds = |time: SystemTime| {
@@ -74,12 +93,16 @@ impl Record {
             target: TARGET,
             outcome = "issued",
             request = %self.id,
-            from = self.from.map(tracing::field::display),
+            from = %self.from,
             caller = self.caller_id(),
             pod = self.pod(),
+            node = self.node(),
+            trust_bundle = self.claims.trust_bundle.as_deref(),
+            waited_ms = self.waited_ms(),
             authenticated_by = self.caller.as_ref().map(Caller::source),
             identity = svid.id().as_str(),
             serial = svid.serial(),
+            authority,
             not_before = seconds(svid.not_before()),
             not_after = seconds(svid.not_after()),
             "a certificate was issued"
@@ -95,7 +118,7 @@ impl Record {
             target: TARGET,
             outcome = "token_issued",
             request = %self.id,
-            from = self.from.map(tracing::field::display),
+            from = %self.from,
             caller = self.caller_id(),
             pod = self.pod(),
             authenticated_by = self.caller.as_ref().map(Caller::source),
@@ -119,9 +142,12 @@ impl Record {
             target: TARGET,
             outcome = "refused",
             request = %self.id,
-            from = self.from.map(tracing::field::display),
+            from = %self.from,
             caller = self.caller_id(),
             pod = self.pod(),
+            node = self.node(),
+            trust_bundle = self.claims.trust_bundle.as_deref(),
+            waited_ms = self.waited_ms(),
             authenticated_by = self.caller.as_ref().map(Caller::source),
             reason = refusal.reason(),
             detail = %refusal,
@@ -136,6 +162,14 @@ impl Record {
     fn pod(&self) -> Option<&str> {
         let pod = self.caller.as_ref()?.pod()?;
         Some(&pod.name)
+    }
+
+    fn node(&self) -> Option<&str> {
+        self.caller.as_ref()?.node()
+    }
+
+    fn waited_ms(&self) -> u64 {
+        u64::try_from(self.waited.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -152,9 +186,11 @@ impl Drop for Record {
             target: TARGET,
             outcome = "abandoned",
             request = %self.id,
-            from = self.from.map(tracing::field::display),
+            from = %self.from,
             caller = self.caller_id(),
             pod = self.pod(),
+            node = self.node(),
+            waited_ms = self.waited_ms(),
             "a call ended before its answer: its caller went away, or it took too long"
         );
     }

@@ -32,6 +32,7 @@ pub trait Authenticate: Send + Sync + 'static {
 pub struct Caller {
     id: SpiffeId,
     pod: Option<Pod>,
+    node: Option<String>,
     source: &'static str,
 }
 
@@ -64,6 +65,7 @@ impl Caller {
         Ok(Self {
             id: SpiffeId::workload(trust_domain, namespace, name)?,
             pod,
+            node: None,
             source,
         })
     }
@@ -75,6 +77,17 @@ impl Caller {
 
     pub fn pod(&self) -> Option<&Pod> {
         self.pod.as_ref()
+    }
+
+    /// The node that the token says its pod runs on, for tokens of Kubernetes 1.32
+    /// and later.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
+    fn on_node(mut self, node: Option<String>) -> Self {
+        self.node = node;
+        self
     }
 
     /// What vouched for the token: `token-review` or `jwks`.

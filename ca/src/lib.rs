@@ -2,7 +2,8 @@
 //! certificate, and nobody gets anything else.
 //!
 //! ```text
-//!  connection ─ server ─▶ service ─┬─ authenticate ─▶ Caller      (TokenReview, or JWKS)
+//!  connection ─ server ─▶ service ─┬─ admission ────▶ a turn      (fair by address, then caller)
+//!                                  ├─ authenticate ─▶ Caller      (TokenReview, or JWKS)
 //!                                  ├─ vet ──────────▶ VettedCsr   (asks for the caller, or nothing)
 //!                                  ├─ issuer ───────▶ Issued      (self-signed; upstreams later)
 //!                                  └─ audit, metrics
@@ -15,6 +16,7 @@
 //! - [`app`]: the wiring.
 //! - [`server`]: connections, TLS and HTTP/2, with bounds on everything.
 //! - [`service`]: the call, as one paragraph.
+//! - [`admission`]: whose turn it is, by what [`claims`] say and [`queue`] allows.
 //! - [`authenticate`]: a bearer token becomes a [`authenticate::Caller`].
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`workload_tokens`]: JWT-SVIDs; [`openid`]: where others find their keys.
@@ -43,13 +45,16 @@
 //! ConfigMaps are applied by PATCH, which carries the name, so that here `create`
 //! can be limited to it.
 
+pub mod admission;
 pub mod app;
 pub mod audit;
 pub mod authenticate;
+pub mod claims;
 pub mod config;
 pub mod issuer;
 pub mod metrics;
 pub mod openid;
+pub mod queue;
 pub mod rotation;
 pub mod server;
 pub mod service;

@@ -16,8 +16,11 @@ pub struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     call_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     expiry: Family<CertificateLabel, Gauge>,
-    pub connections: Gauge,
+    connections: Gauge,
     pub handshake_failures: Counter,
+    pub connections_refused: Counter,
+    queue_seconds: Family<QueueLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
+    queue_waiting: Family<QueueLabel, Gauge>,
     pub store_failures: Counter,
     /// Namespaces whose ConfigMap has the trust bundle.
     pub trust_bundles: Gauge,
@@ -28,6 +31,28 @@ pub struct Metrics {
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct QueueLabel {
+    queue: &'static str,
+}
+
+/// Counts something as long as it lives.
+#[derive(Debug)]
+pub struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -46,6 +71,9 @@ impl Metrics {
             expiry,
             connections,
             handshake_failures,
+            connections_refused,
+            queue_seconds,
+            queue_waiting,
             store_failures,
             trust_bundles,
             trust_bundle_writes,
@@ -88,6 +116,21 @@ impl Metrics {
                 handshake_failures,
             );
             registry.register(
+                "bulkhead_ca_connections_refused",
+                "Connections that were closed because too many waited, or for too long",
+                connections_refused,
+            );
+            registry.register(
+                "bulkhead_ca_queue_wait_seconds",
+                "Time that calls waited for their turn, by queue",
+                queue_seconds,
+            );
+            registry.register(
+                "bulkhead_ca_queue_waiting",
+                "Calls and connections that wait for their turn now, by queue",
+                queue_waiting,
+            );
+            registry.register(
                 "bulkhead_ca_store_failures",
                 "Failed attempts to read or renew the CA's own certificates",
                 store_failures,
@@ -113,6 +156,35 @@ impl Metrics {
 
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// By reason, how many calls were refused so far.
+    pub fn refusals(&self, reasons: &[&'static str]) -> Vec<(&'static str, u64)> {
+        let count = |reason| {
+            self.refused
+                .get(&ReasonLabel { reason })
+                .map(|count| count.get())
+        };
+        let known = reasons
+            .iter()
+            .filter_map(|reason| Some((*reason, count(reason)?)));
+        known.collect()
+    }
+
+    /// A client's connection, for as long as it is open.
+    pub fn connection(&self) -> Counted {
+        Counted::new(&self.connections)
+    }
+
+    /// Somebody who waits in a queue, for as long as that takes.
+    pub fn waiting(&self, queue: &'static str) -> Counted {
+        Counted::new(&self.queue_waiting.get_or_create(&QueueLabel { queue }))
+    }
+
+    pub fn waited(&self, queue: &'static str, time: Duration) {
+        self.queue_seconds
+            .get_or_create(&QueueLabel { queue })
+            .inc_by(time.as_secs_f64());
     }
 
     pub fn call_took(&self, time: Duration) {

@@ -1,6 +1,6 @@
-//! The call: authenticate, vet, issue, check, answer.
+//! The call: wait for a turn, authenticate, wait for a turn, vet, issue, check,
+//! answer.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bulkhead_pki::csr::{CsrError, ParsedCsr};
@@ -8,24 +8,25 @@ use bulkhead_pki::jwt::{AudienceError, JwtError};
 use bulkhead_pki::key::KeyError;
 use bulkhead_proto::ca::{CertificateRequest, IstioCertificateService};
 use bulkhead_proto::generated::{IstioCertificateRequest, IstioCertificateResponse};
+use bulkhead_proto::retry;
 use bulkhead_runtime::clock::Clock;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use crate::admission::Admission;
 use crate::audit::{Record, RequestId};
-use crate::authenticate::{Authenticate, AuthenticationError, bearer_token};
+use crate::authenticate::AuthenticationError;
+use crate::claims::Claims;
 use crate::config::Lifetimes;
 use crate::issuer::{IssueError, Issued, Issuer};
 use crate::metrics::Metrics;
+use crate::queue::Busy;
+use crate::server::Peer;
 use crate::vet::{VetError, VettedCsr, vet};
-
-/// The client's address, which the server puts beside each request.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientAddress(pub SocketAddr);
 
 /// The CSR service.
 pub struct CaService {
-    pub authenticator: Arc<dyn Authenticate>,
+    pub admission: Admission,
     pub issuer: Arc<dyn Issuer>,
     pub lifetimes: Lifetimes,
     pub clock: Clock,
@@ -37,12 +38,14 @@ impl CaService {
     async fn certify(
         &self,
         metadata: &MetadataMap,
+        peer: &Peer,
         request: CertificateRequest,
         record: &mut Record,
     ) -> Result<Issued, Refusal> {
-        let token = bearer_token(metadata)?;
-        let caller = self.authenticator.authenticate(token).await?;
-        record.caller(&caller);
+        let caller = self.admission.authenticate(metadata, peer, record).await?;
+        let identity = request.on_behalf_of.as_deref();
+        let identity = identity.unwrap_or(caller.id().as_str());
+        let _turn = self.admission.turn(&caller, identity, record).await?;
         let csr = ParsedCsr::from_pem(&request.csr)?;
         let vetted = vet(&caller, &csr, request.on_behalf_of.as_deref())?;
         let wish = request.lifetime.unwrap_or(self.lifetimes.default);
@@ -73,11 +76,12 @@ impl IstioCertificateService for CaService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let from = extensions.get().map(|ClientAddress(address)| *address);
-        let mut record = Record::begin(from, self.metrics.clone());
-        match self.certify(&metadata, message.into(), &mut record).await {
+        let peer = Peer::of_call(&extensions)?;
+        let mut record = Record::begin(peer.address(), Claims::read(&metadata), &self.metrics);
+        let certified = self.certify(&metadata, peer, message.into(), &mut record);
+        match certified.await {
             Ok(issued) => {
-                record.issued(&issued.svid);
+                record.issued(&issued);
                 Ok(Response::new(issued.to_answer().into()))
             }
             Err(refusal) => {
@@ -93,6 +97,8 @@ impl IstioCertificateService for CaService {
 /// caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    #[error(transparent)]
+    Busy(#[from] Busy),
     #[error(transparent)]
     Authentication(#[from] AuthenticationError),
     #[error(transparent)]
@@ -115,6 +121,7 @@ impl Refusal {
     /// A stable word for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Busy(busy) => busy.why.reason(),
             Self::Authentication(error) => error.reason(),
             Self::Csr(error) => csr_reason(error),
             Self::Vet(error) => error.reason(),
@@ -128,7 +135,9 @@ impl Refusal {
     /// Clients tell by the code whether to come again, and learn nothing else
     /// but the name under which the log has the rest.
     pub(crate) fn to_status(&self, request: RequestId) -> Status {
+        let message = format!("nothing was issued; the CA's log has the reason, request {request}");
         let code = match self {
+            Self::Busy(busy) => return retry::too_busy(&message, busy.retry_after),
             Self::Authentication(error) if error.is_temporary() => Code::Unavailable,
             Self::Authentication(_) => Code::Unauthenticated,
             Self::Csr(_) | Self::Audience(_) => Code::InvalidArgument,
@@ -136,10 +145,7 @@ impl Refusal {
             Self::Issue(_) | Self::Token(_) => Code::Unavailable,
             Self::NotAsVetted | Self::Bundle(_) => Code::Internal,
         };
-        Status::new(
-            code,
-            format!("nothing was issued; the CA's log has the reason, request {request}"),
-        )
+        Status::new(code, message)
     }
 }
 

@@ -16,11 +16,13 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
+use crate::admission::Admission;
 use crate::audit::Record;
-use crate::authenticate::{Authenticate, bearer_token};
+use crate::claims as callers;
 use crate::issuer::Issuer;
 use crate::metrics::Metrics;
-use crate::service::{ClientAddress, Refusal};
+use crate::server::Peer;
+use crate::service::Refusal;
 
 /// How long a token is valid for a caller without a wish, and at most.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -30,7 +32,7 @@ const MIN_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The token service.
 pub struct TokenService {
-    pub authenticator: Arc<dyn Authenticate>,
+    pub admission: Admission,
     pub issuer: Arc<dyn Issuer>,
     /// Who the tokens say that they are from, where OpenID Connect finds the
     /// keys there.
@@ -53,12 +55,15 @@ impl TokenService {
     async fn mint(
         &self,
         metadata: &MetadataMap,
+        peer: &Peer,
         request: MintJwtSvidRequest,
         record: &mut Record,
     ) -> Result<Minted, Refusal> {
-        let token = bearer_token(metadata)?;
-        let caller = self.authenticator.authenticate(token).await?;
-        record.caller(&caller);
+        let caller = self.admission.authenticate(metadata, peer, record).await?;
+        let _turn = self
+            .admission
+            .turn(&caller, caller.id().as_str(), record)
+            .await?;
         let audiences = Audiences::new(request.audiences)?;
         let lifetime = match request.lifetime {
             0 => DEFAULT_LIFETIME,
@@ -81,10 +86,13 @@ impl TokenService {
         })
     }
 
-    async fn bundle(&self, metadata: &MetadataMap, record: &mut Record) -> Result<String, Refusal> {
-        let token = bearer_token(metadata)?;
-        let caller = self.authenticator.authenticate(token).await?;
-        record.caller(&caller);
+    async fn bundle(
+        &self,
+        metadata: &MetadataMap,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<String, Refusal> {
+        self.admission.authenticate(metadata, peer, record).await?;
         let document = self.issuer.bundle_document().borrow().clone();
         Ok(authorities(&self.trust_domain, &document)?.to_json())
     }
@@ -105,9 +113,10 @@ impl WorkloadTokens for TokenService {
         request: Request<MintJwtSvidRequest>,
     ) -> Result<Response<MintJwtSvidResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let from = extensions.get().map(|ClientAddress(address)| *address);
-        let mut record = Record::begin(from, self.metrics.clone());
-        match self.mint(&metadata, message, &mut record).await {
+        let peer = Peer::of_call(&extensions)?;
+        let said = callers::Claims::read(&metadata);
+        let mut record = Record::begin(peer.address(), said, &self.metrics);
+        match self.mint(&metadata, peer, message, &mut record).await {
             Ok(minted) => {
                 record.token_issued(&minted.key_id, &minted.audiences, minted.not_after);
                 let token = minted.token.as_str().to_owned();
@@ -126,9 +135,10 @@ impl WorkloadTokens for TokenService {
         request: Request<JwtBundleRequest>,
     ) -> Result<Response<JwtBundleResponse>, Status> {
         let (metadata, extensions, _) = request.into_parts();
-        let from = extensions.get().map(|ClientAddress(address)| *address);
-        let mut record = Record::begin(from, self.metrics.clone());
-        match self.bundle(&metadata, &mut record).await {
+        let peer = Peer::of_call(&extensions)?;
+        let said = callers::Claims::read(&metadata);
+        let mut record = Record::begin(peer.address(), said, &self.metrics);
+        match self.bundle(&metadata, peer, &mut record).await {
             Ok(jwks) => {
                 record.told();
                 Ok(Response::new(JwtBundleResponse { jwks }))

@@ -98,13 +98,14 @@ impl Authenticate for JwksVerifier {
         let since_epoch = self.clock.now().duration_since(UNIX_EPOCH);
         let now = since_epoch.unwrap_or_default().as_secs();
         claims.check(&self.issuer, &self.rules.audience, now)?;
-        Caller::service_account(
+        let caller = Caller::service_account(
             &self.trust_domain,
             &claims.sub,
             claims.pod().cloned(),
             !self.rules.allow_without_pod,
             "jwks",
-        )
+        )?;
+        Ok(caller.on_node(claims.node()))
     }
 }
 
@@ -156,6 +157,7 @@ struct Binding {
     namespace: String,
     serviceaccount: Named,
     pod: Option<Pod>,
+    node: Option<Named>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -167,6 +169,11 @@ impl Claims {
     /// The pod that the token is bound to.
     fn pod(&self) -> Option<&Pod> {
         self.kubernetes.as_ref()?.pod.as_ref()
+    }
+
+    fn node(&self) -> Option<String> {
+        let node = self.kubernetes.as_ref()?.node.as_ref()?;
+        Some(node.name.clone())
     }
 
     /// Every rule on claims, in reading order.

@@ -28,6 +28,7 @@ const GROUP: &str = "system:serviceaccounts";
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 /// Asks the API server about each token.
 pub struct TokenReviewer {
@@ -101,25 +102,30 @@ fn judge(
     if !groups.iter().any(|group| group == GROUP) {
         return Err(AuthenticationError::NotAServiceAccount);
     }
-    let pod = pod(&user.extra.unwrap_or_default());
-    Caller::service_account(
+    let extra = user.extra.unwrap_or_default();
+    let pod = pod(&extra);
+    let caller = Caller::service_account(
         trust_domain,
         &user.username.unwrap_or_default(),
         pod,
         !rules.allow_without_pod,
         "token-review",
-    )
+    )?;
+    Ok(caller.on_node(only(&extra, NODE_NAME)))
 }
 
 fn pod(extra: &BTreeMap<String, Vec<String>>) -> Option<Pod> {
-    let only = |key| match extra.get(key)?.as_slice() {
+    Some(Pod {
+        name: only(extra, POD_NAME)?,
+        uid: only(extra, POD_UID)?,
+    })
+}
+
+fn only(extra: &BTreeMap<String, Vec<String>>, key: &str) -> Option<String> {
+    match extra.get(key)?.as_slice() {
         [value] if !value.is_empty() => Some(value.clone()),
         _ => None,
-    };
-    Some(Pod {
-        name: only(POD_NAME)?,
-        uid: only(POD_UID)?,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -48,8 +48,9 @@ async fn a_call_that_its_caller_gave_up_is_on_record_too() {
     let ca = Ca::start().await;
     let logs = Logs::capture();
     let record = bulkhead_ca::audit::Record::begin(
-        Some(ca.app.address()),
-        bulkhead_ca::metrics::Metrics::default(),
+        ca.app.address(),
+        bulkhead_ca::claims::Claims::default(),
+        &bulkhead_ca::metrics::Metrics::default(),
     );
     drop(record);
     assert_eq!(logs.records()[0]["outcome"], "abandoned");

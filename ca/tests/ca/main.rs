@@ -14,6 +14,8 @@ mod processes;
 #[cfg(test)]
 mod refusing;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tokens;

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::drain;
 
@@ -102,6 +103,63 @@ where
     }
 }
 
+/// [`serve`] on a thread of its own, so that work which takes all the time of
+/// the others' threads delays no answer here. The thread ends with the last
+/// request in hand after the drain started.
+pub fn serve_on_own_thread<H, F>(
+    name: &str,
+    listener: std::net::TcpListener,
+    handler: H,
+    drain: drain::Watch,
+) -> io::Result<()>
+where
+    H: Fn(Request, SocketAddr) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    listener.set_nonblocking(true)?;
+    let (started, start) = std::sync::mpsc::channel();
+    let run = move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = match runtime.enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return started.send(Err(error)),
+        };
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener);
+            let listening = listener.map(|listener| serve_to_the_end(listener, handler, drain));
+            match listening {
+                Ok(serving) => {
+                    started.send(Ok(()))?;
+                    serving.await;
+                    Ok(())
+                }
+                Err(error) => started.send(Err(error)),
+            }
+        })
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)?;
+    start.recv().map_err(io::Error::other)?
+}
+
+/// [`serve`], and the last connection too.
+async fn serve_to_the_end<H, F>(listener: TcpListener, handler: H, drain: drain::Watch)
+where
+    H: Fn(Request, SocketAddr) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    // The connections hold the handler, and this with it.
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    let handler = move |request, peer| {
+        let _ = &alive;
+        handler(request, peer)
+    };
+    serve(listener, handler, drain).await;
+    // Nothing is ever sent; the channel ends with its last sender.
+    let _ = all_ended.recv().await;
+}
+
 /// How many connections each address has.
 #[derive(Clone, Default)]
 struct Clients(Arc<Mutex<HashMap<IpAddr, usize>>>);
@@ -164,7 +222,6 @@ pub fn with_type(status: StatusCode, media_type: &'static str, body: impl Into<B
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpSocket, TcpStream};
 
@@ -172,6 +229,25 @@ mod tests {
         let socket = TcpSocket::new_v4()?;
         socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
         socket.connect(server).await
+    }
+
+    #[tokio::test]
+    async fn a_thread_of_its_own_answers_while_this_one_is_busy() {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (trigger, watch) = drain::channel();
+        let answer = |_, _| async { text(StatusCode::OK, "here\n") };
+        serve_on_own_thread("monitoring", listener, answer, watch).unwrap();
+        // This blocks the only thread of this runtime until the answer is there.
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("here\n"), "{answer}");
+        let outcome = trigger.drain(HEAD_TIMEOUT).await;
+        assert_eq!(outcome, drain::Outcome::Finished);
     }
 
     #[tokio::test]
