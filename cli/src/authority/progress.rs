@@ -118,10 +118,7 @@ fn activity(progress: &Progress) -> String {
         }
     };
     match (progress.step, &progress.proxies) {
-        (Step::Asked, _) => format!(
-            "..  root {root} was asked for; waiting for the CA{}",
-            said(progress.message.as_deref())
-        ),
+        (Step::Asked, _) => format!("..  root {root} was asked for; waiting for the CA"),
         (Step::Publishing, Known::Said { holding, .. }) => {
             counted(*holding, &format!("proxies that hold root {root}"))
         }
@@ -166,6 +163,14 @@ fn names(missing: &[MissingProxy]) -> String {
         more => format!(" and {more} more"),
     };
     format!("; not yet {}{more}", named.join(", "))
+}
+
+/// A proxy or so many proxies.
+pub(crate) fn proxies(count: u32) -> String {
+    match count {
+        1 => "1 proxy".to_owned(),
+        count => format!("{count} proxies"),
+    }
 }
 
 /// Who would be cut off, a line each.

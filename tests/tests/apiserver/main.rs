@@ -19,6 +19,7 @@
 //! - [`check`]: what `bulkhead check` finds.
 //! - [`trust_bundle`]: its roots, where pods find them.
 //! - [`control`]: what changes in the cluster reaches proxies.
+//! - [`rotate_root`]: what people see and order of the CA.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -35,6 +36,7 @@ mod other_plugins;
 mod pod_security;
 mod registration;
 mod renewal;
+mod rotate_root;
 mod self_test;
 mod stream;
 mod trust_bundle;

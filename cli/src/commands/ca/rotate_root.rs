@@ -13,7 +13,7 @@ use kube::runtime::watcher::watch_object;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::authority::object::{self, Order};
-use crate::authority::progress::{Screen, write_missing};
+use crate::authority::progress::{self, Screen, write_missing};
 use crate::authority::rotation::{Decision, Goal, Known, Obstacle, Progress, Step, Wish, decide};
 use crate::cluster::{Cluster, ClusterArgs, block_on};
 use crate::emergency::banner;
@@ -245,8 +245,8 @@ impl Follower<'_> {
             Known::Said { .. } if proxies.lacking() > 0 => {
                 writeln!(
                     out,
-                    "If root {root} signed now, calls with these {} would fail until they have it:",
-                    proxies.lacking()
+                    "If root {root} signed now, calls with {} would fail until they have it:",
+                    progress::proxies(proxies.lacking())
                 )?;
                 write_missing(&mut out, proxies)?;
             }
