@@ -22,13 +22,13 @@ use crate::issuer::Issuer;
 use crate::issuer::self_signed::SelfSigned;
 use crate::metrics::Metrics;
 use crate::openid::Discovery;
+use crate::presence::{self, Presence};
 use crate::server::{self, Server};
 use crate::service::CaService;
 use crate::serving::ServingTls;
 use crate::store::Store;
 use crate::store::directory::Directory;
 use crate::store::secret::SecretStore;
-use crate::trust_bundle::Publisher;
 use crate::workload_tokens::TokenService;
 
 /// What a CA is given from outside.
@@ -85,6 +85,7 @@ impl App {
         .context("starting the monitoring server failed")?;
 
         let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
+        let presence = Presence::begin(&config, kube.clone(), &clock, &drain);
         let issuer = Arc::new(
             SelfSigned::open(
                 store(&config, kube.clone()).await?,
@@ -102,16 +103,12 @@ impl App {
             let bundle = issuer.bundle_document();
             discovery.get_or_init(|| Discovery::new(token_issuer.clone(), domain, bundle));
         }
+        if let Some(presence) = &presence {
+            presence.show(&config, &issuer, &metrics);
+        }
         if let Some(name) = &config.trust_bundle_config_map {
             let client = kube.context(NO_API_SERVER)?;
-            let publisher = Publisher {
-                name: name.clone(),
-                owner: Owner::named(client.clone(), config.owner.as_deref()),
-                client,
-                roots: issuer.roots_pem(),
-                metrics: metrics.clone(),
-            };
-            tokio::spawn(publisher.run(drain.clone()));
+            presence::publish(name, &config, &client, &issuer, &metrics, &drain);
         }
 
         let tls = Arc::new(

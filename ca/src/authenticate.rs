@@ -45,7 +45,7 @@ pub struct Pod {
 
 impl Caller {
     /// The one way to become a caller: by the username of a ServiceAccount.
-    fn service_account(
+    pub(crate) fn service_account(
         trust_domain: &TrustDomain,
         username: &str,
         pod: Option<Pod>,

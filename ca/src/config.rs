@@ -29,6 +29,8 @@ pub mod name {
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
     pub const JWT_ISSUER: &str = "BULKHEAD_CA_JWT_ISSUER";
     pub const TRUST_BUNDLE_CONFIG_MAP: &str = "BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP";
+    pub const INSTANCE: &str = "BULKHEAD_CA_INSTANCE";
+    pub const POD_CERTIFICATES: &str = "BULKHEAD_CA_POD_CERTIFICATES";
     pub const OWNER: &str = "BULKHEAD_CA_OWNER";
     pub const KEEP_KEYS: &str = "BULKHEAD_CA_KEEP_KEYS";
     pub const DRAIN_DURATION: &str = "BULKHEAD_CA_DRAIN_DURATION";
@@ -66,6 +68,10 @@ pub struct Config {
     /// The ConfigMap with the trust roots, written to every namespace; none
     /// where there is no cluster, or somebody else distributes them.
     pub trust_bundle_config_map: Option<String>,
+    /// What tells this replica from others: the pod's name.
+    pub instance: String,
+    /// Whether PodCertificateRequests are answered.
+    pub pod_certificates: bool,
     /// The ClusterRole that owns what the CA makes, so that it goes when
     /// Bulkhead is uninstalled.
     pub owner: Option<String>,
@@ -181,6 +187,8 @@ impl Config {
             },
             jwt_issuer: None,
             trust_bundle_config_map: in_cluster.then(|| TRUST_BUNDLE_CONFIG_MAP.to_owned()),
+            instance: "bulkhead-ca".to_owned(),
+            pod_certificates: false,
             owner: None,
             keep_keys: false,
             drain_duration: Duration::from_secs(30),
@@ -241,6 +249,8 @@ impl Config {
             lifetimes,
             jwt_issuer: settings.parsed(name::JWT_ISSUER, read_issuer),
             trust_bundle_config_map,
+            instance: settings.or(name::INSTANCE, default.instance),
+            pod_certificates: settings.or(name::POD_CERTIFICATES, false),
             owner: settings.text(name::OWNER),
             keep_keys: settings.or(name::KEEP_KEYS, false),
             drain_duration: read_duration(name::DRAIN_DURATION, default.drain_duration),

@@ -8,7 +8,8 @@
 //!                                  ├─ issuer ───────▶ Issued      (self-signed; upstreams later)
 //!                                  └─ audit, metrics
 //!  store (directory or Secret) ──▶ issuer: root and intermediate, renewed in time
-//!                                    └─ trust_bundle ─▶ a ConfigMap in every namespace
+//!                                    ├─ trust_bundle ─▶ a ConfigMap in every namespace
+//!                                    └─ status ◀──────▶ the CertificateAuthority object
 //! ```
 //!
 //! In reading order:
@@ -25,6 +26,9 @@
 //! - [`rotation`]: how roots and intermediates follow each other.
 //! - [`store`]: where root and intermediate are kept.
 //! - [`trust_bundle`]: the roots, where pods find them.
+//! - [`status`]: the CertificateAuthority object; [`presence`]: all that there is of
+//!   the CA in the API server.
+//! - [`pod_certificate`]: a signer of Kubernetes' own requests.
 //! - [`serving`]: this server's own certificate.
 //! - [`audit`], [`metrics`]: what is told about it all.
 //!
@@ -40,6 +44,18 @@
 //! | `secrets` | create | own namespace | the first root; `create` cannot be limited to a name |
 //! | `namespaces` | list, watch | cluster | where the trust bundle belongs |
 //! | `configmaps` named `bulkhead-trust-bundle` | list, watch, create, patch | cluster | the trust bundle, in every namespace |
+//! | `clustertrustbundles.certificates.k8s.io` named `ca.bulkhead.io:x509-svid:bulkhead` | get, create, patch | cluster | the trust bundle for pods that ask for it |
+//! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | attest | cluster | that trust bundle is this signer's |
+//! | `podcertificaterequests.certificates.k8s.io` | list, watch | cluster | whom to sign for; this and the next four only where that was switched on |
+//! | `podcertificaterequests/status.certificates.k8s.io` | patch | cluster | the answer |
+//! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | sign | cluster | the answer |
+//! | `pods` | get | cluster | whether the pod is as the request says |
+//! | `serviceaccounts` | get | cluster | whether the ServiceAccount is as the request says |
+//! | `certificateauthorities.ca.bulkhead.io` named `bulkhead` | get, list, watch, create, patch | own namespace | what people ask for |
+//! | `certificateauthorities/status.ca.bulkhead.io` named `bulkhead` | patch | own namespace | what there is |
+//! | `events.events.k8s.io` | create, patch | own namespace | what happens to authorities |
+//! | `leases` named `bulkhead-ca` | get, update | own namespace | one replica rotates |
+//! | `leases` | create | own namespace | the first lease; `create` cannot be limited to a name |
 //! | `clusterroles` named as `BULKHEAD_CA_OWNER` says | get | cluster | the owner of what the CA makes |
 //!
 //! ConfigMaps are applied by PATCH, which carries the name, so that here `create`
@@ -54,11 +70,14 @@ pub mod config;
 pub mod issuer;
 pub mod metrics;
 pub mod openid;
+pub mod pod_certificate;
+pub mod presence;
 pub mod queue;
 pub mod rotation;
 pub mod server;
 pub mod service;
 pub mod serving;
+pub mod status;
 pub mod store;
 pub mod trust_bundle;
 pub mod upstream;

@@ -1,5 +1,7 @@
 //! The trust bundle, in a ConfigMap of every namespace, for the kubelet to put
-//! into pods.
+//! into pods: the roots in PEM, the one that signs first, and beside them the
+//! SPIFFE bundle document, which says as well what is newer than what. The
+//! [`cluster`]'s own kind of object has it too, where there is one.
 //!
 //! ```text
 //!  issuer ── roots ─────────────┐
@@ -32,10 +34,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use self::places::Places;
 use crate::metrics::Metrics;
 
+pub mod cluster;
+mod contents;
 mod places;
 
-/// The key of the bundle in the ConfigMap.
+use self::contents::Contents;
+
+/// The key of the roots in the ConfigMap.
 pub const KEY: &str = "ca.crt";
+/// The key of the SPIFFE bundle document.
+pub const DOCUMENT_KEY: &str = "bundle.json";
 
 /// The owner of the fields that we apply.
 const FIELD_MANAGER: &str = "bulkhead-ca";
@@ -53,8 +61,8 @@ pub struct Publisher {
     /// The name of the ConfigMap, the same in every namespace.
     pub name: String,
     pub owner: Owner,
-    /// All trust roots in PEM, and every change of them.
-    pub roots: watch::Receiver<Arc<str>>,
+    /// The SPIFFE bundle document, and every change of it.
+    pub document: watch::Receiver<Arc<str>>,
     pub metrics: Metrics,
 }
 
@@ -62,7 +70,7 @@ pub struct Publisher {
 #[derive(Clone)]
 struct Wanted {
     name: String,
-    roots: Arc<str>,
+    contents: Contents,
     owner: Owner,
 }
 
@@ -87,8 +95,10 @@ impl Publisher {
         let mut places = Places::default();
         let mut writes = FuturesUnordered::new();
         let mut noticed = Instant::now();
+        let Some(mut wanted) = self.wanted() else {
+            return;
+        };
         loop {
-            let wanted = self.wanted();
             while writes.len() < AT_ONCE
                 && let Some(namespace) = places.next(Instant::now(), |found| wanted.is(found))
             {
@@ -116,19 +126,24 @@ impl Publisher {
                     let written = self.note(&namespace, outcome);
                     places.finished(&namespace, written, Instant::now());
                 }
-                Ok(()) = self.roots.changed() => places.all_due(),
+                Ok(()) = self.document.changed() => {
+                    if let Some(changed) = self.wanted() {
+                        wanted = changed;
+                        places.all_due();
+                    }
+                }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 () = drain.started() => return,
             }
         }
     }
 
-    fn wanted(&mut self) -> Wanted {
-        Wanted {
+    fn wanted(&mut self) -> Option<Wanted> {
+        Some(Wanted {
             name: self.name.clone(),
-            roots: Arc::clone(&self.roots.borrow_and_update()),
+            contents: Contents::of(&self.document.borrow_and_update())?,
             owner: self.owner.clone(),
-        }
+        })
     }
 
     /// Applies the ConfigMap in a namespace. `noticed` is when the last one was
@@ -205,16 +220,24 @@ impl Wanted {
                 labels: Some(labels()),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([(KEY.to_owned(), self.roots.to_string())])),
+            data: Some(self.data()),
             ..ConfigMap::default()
         }
     }
 
+    fn data(&self) -> BTreeMap<String, String> {
+        let Contents { roots, document } = &self.contents;
+        [(KEY, roots), (DOCUMENT_KEY, document)]
+            .map(|(key, value)| (key.to_owned(), value.to_string()))
+            .into()
+    }
+
     /// Whether a ConfigMap is as it should be. What others add to it is theirs.
     fn is(&self, found: &ConfigMap) -> bool {
-        let bundle = found.data.as_ref().and_then(|data| data.get(KEY));
         let has = found.metadata.labels.as_ref();
-        bundle.is_some_and(|bundle| **bundle == *self.roots)
+        let data = found.data.as_ref();
+        let is_right = |(key, value)| data.and_then(|data| data.get(key)) == Some(value);
+        self.data().iter().all(is_right)
             && self.owner.is_named_by(&found.metadata)
             && labels()
                 .iter()

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use crate::config::{Config, Source};
 use crate::emergency::keeper;
 use crate::emergency::time_limits::TimeLimits;
+use crate::holders::keeper::Keeper;
 use crate::hub::Hub;
 use crate::index;
 use crate::metrics::Metrics;
@@ -239,17 +240,29 @@ fn tend(
             metrics.clone(),
         );
         tokio::spawn(limits.run(drain.clone()));
+        let owner = Owner::named(client.clone(), config.owner.as_deref());
         let (holder, held) = Holder::new(
             client.clone(),
             lease::Settings {
                 namespace: config.namespace.clone(),
                 name: LEASE.to_owned(),
                 instance: config.instance.clone(),
-                owner: Owner::named(client.clone(), config.owner.as_deref()),
+                owner: owner.clone(),
                 clock: clock.clone(),
             },
         );
         tokio::spawn(holder.run(drain.clone()));
+        let keeper = Keeper {
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            instance: config.instance.clone(),
+            owner,
+            held: held.clone(),
+            hub: hub.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        tokio::spawn(keeper.run(drain.clone()));
         let instance = &config.instance;
         missing::Cluster::new(client, instance, held, config.restart_missing, no_injection)
     });

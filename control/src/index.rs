@@ -134,6 +134,11 @@ impl Index {
         self.pods.get(key)
     }
 
+    /// The pods with a proxy of ours that neither end nor have ended.
+    pub fn proxies(&self) -> impl Iterator<Item = (&Key, &Pod)> {
+        self.pods.iter().filter(|(_, pod)| pod.has_proxy)
+    }
+
     /// The pods that should have a sidecar and have none.
     pub fn missing_sidecars(&self) -> impl Iterator<Item = (&Key, &Pod)> {
         self.pods.iter().filter(|(key, pod)| {

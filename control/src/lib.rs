@@ -21,6 +21,7 @@
 //! - [`hub`]: where what is known meets who wants to know.
 //! - `server`, `service`: connections, and the streams on them.
 //! - [`emergency`]: bypasses, in their stages.
+//! - `holders`: which proxies hold the trust bundle, for whoever rotates a root.
 //! - `missing`: pods without the sidecar that they should have; the replica that
 //!   holds the Lease does something about it.
 //! - [`audit`], [`metrics`]: what is told about it all.
@@ -37,6 +38,9 @@
 //! | `jobs.batch` | get, create | cluster | the Job that keeps a time limit |
 //! | `events.events.k8s.io` | create, patch | cluster | telling people which pods miss their sidecar and which policies cannot be honoured |
 //! | `pods/eviction` | create | cluster | restarting those pods; only where that was chosen |
+//! | `configmaps` | list, create, patch | own namespace | what proxies hold, by replica; their names are those of pods |
+//! | `certificateauthorities.ca.bulkhead.io` named `bulkhead` | get | own namespace | what proxies are to hold |
+//! | `certificateauthorities/status.ca.bulkhead.io` named `bulkhead` | patch | own namespace | how many hold it, and who does not |
 //! | `leases` named `bulkhead-control` | get, update | own namespace | one replica does what needs doing once |
 //! | `leases` | create | own namespace | the first lease; `create` cannot be limited to a name |
 //! | `clusterroles` named as `BULKHEAD_CONTROL_OWNER` says | get | cluster | what owns the lease, so that it goes with the installation |
@@ -45,6 +49,7 @@ pub mod app;
 pub mod audit;
 pub mod config;
 pub mod emergency;
+mod holders;
 pub mod hub;
 pub mod index;
 pub mod metrics;

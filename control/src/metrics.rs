@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_core::discovery::ResourceKind;
+use bulkhead_crds::certificate_authority::Proxies;
 use bulkhead_crds::emergency::Level;
 use bulkhead_runtime::monitoring::Monitoring;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -35,6 +36,7 @@ pub struct Metrics {
     pub missing: Family<NamespaceLabel, Gauge>,
     pub evictions: Family<OutcomeLabel, Counter>,
     switches: Family<SwitchLabels, Gauge>,
+    holders: Family<StateLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -56,6 +58,11 @@ struct ReasonLabel {
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
 }
 
 /// A namespace of the cluster.
@@ -93,6 +100,7 @@ impl Metrics {
             missing: Family::default(),
             evictions: Family::default(),
             switches: Family::default(),
+            holders: Family::default(),
         };
         let all = metrics.clone();
         monitoring.register(|registry| {
@@ -162,6 +170,11 @@ impl Metrics {
                 "Switches that are on, by level and by the namespace they are in",
                 all.switches,
             );
+            registry.register(
+                "bulkhead_control_trust_proxies",
+                "Proxies of the mesh by what they hold of its trust; of the replica that holds the lease",
+                all.holders,
+            );
         });
         metrics
     }
@@ -201,6 +214,23 @@ impl Metrics {
 
     pub fn source_error(&self, kind: &'static str) {
         self.source_errors.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// What the proxies of the mesh hold.
+    pub(crate) fn holders(&self, proxies: &Proxies) {
+        for (state, count) in [
+            ("total", proxies.total),
+            ("holding", proxies.holding),
+            ("renewed", proxies.renewed),
+        ] {
+            let gauge = self.holders.get_or_create(&StateLabel { state });
+            gauge.set(count.into());
+        }
+    }
+
+    /// Another replica says what the proxies hold, or nobody knows.
+    pub(crate) fn no_holders(&self) {
+        self.holders.clear();
     }
 
     /// So many switches of a level are on in a namespace; where it is none, the

@@ -158,6 +158,9 @@ impl Conversation {
 
     fn hear(&self, session: &Session, request: DiscoveryRequest) -> Result<(), Status> {
         let kind = request.kind;
+        if let Some(held) = request.held {
+            session.holds(held);
+        }
         if let Some(reply) = &request.reply {
             session.replied(&reply.nonce, reply.refused.is_none());
             self.discovery

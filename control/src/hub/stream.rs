@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bulkhead_core::discovery::{BypassPhase, PodName, ResourceKind, ResourceName};
+use bulkhead_core::held::Held;
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_proto::xds::Response;
 use tokio::sync::Notify;
 
 use super::{Hub, State, Watched};
-use crate::object::Key;
+use crate::object::{Key, Name, Pod};
 
 /// The most names that one stream may watch: ten times what a busy gateway
 /// dials.
@@ -36,6 +37,8 @@ pub(super) struct Stream {
     /// The bypass that it was told last, under which nonce, and took last.
     pub(super) bypass_told: Option<(String, BypassPhase)>,
     pub(super) bypass_taken: Option<BypassPhase>,
+    /// What it holds of the mesh's trust, as it says.
+    held: Option<Held>,
 }
 
 /// What a stream has been told of a name.
@@ -137,6 +140,7 @@ impl Hub {
             due_since: None,
             bypass_told: None,
             bypass_taken: None,
+            held: None,
         };
         state.streams.insert(id, stream);
         drop(state);
@@ -147,6 +151,26 @@ impl Hub {
             pod,
             wake,
         })
+    }
+}
+
+impl Hub {
+    /// The pods whose proxies are connected, by UID, and what each of them says
+    /// that it holds of the mesh's trust.
+    pub fn holders(&self) -> BTreeMap<Name, Option<Held>> {
+        let state = self.state();
+        let mut streams: Vec<_> = state.streams.iter().collect();
+        // Where a proxy has come back, its last word counts.
+        streams.sort_unstable_by_key(|(id, _)| **id);
+        let mut holders = BTreeMap::new();
+        for (_, stream) in streams {
+            let pod = state.index.pod(&stream.pod);
+            let own = |pod: &&Pod| *pod.service_account == *stream.service_account;
+            if let Some(pod) = pod.filter(own) {
+                holders.insert(Name::clone(&pod.uid), stream.held.clone());
+            }
+        }
+        holders
     }
 }
 
@@ -213,6 +237,13 @@ impl Session {
             if let Ok(name) = ResourceName::parse(kind, text) {
                 state.forget(self.id, &name);
             }
+        }
+    }
+
+    /// The proxy says what it holds of the mesh's trust.
+    pub fn holds(&self, held: Held) {
+        if let Some(stream) = self.hub.state().streams.get_mut(&self.id) {
+            stream.held = Some(held);
         }
     }
 

@@ -35,6 +35,9 @@ pub struct Pod {
     pub zone: Name,
     /// Whether it takes mesh mTLS.
     pub meshed: bool,
+    /// Whether our proxy runs in it or is about to: it has an address, and it
+    /// neither ends nor has ended.
+    pub has_proxy: bool,
     pub modes: Modes,
     /// Ports whose names say what they speak.
     pub protocols: Vec<(u16, Protocol)>,
@@ -63,6 +66,7 @@ impl Pod {
             && !shares_its_nodes
             && (carries(PROXY_CONTAINER) || carries(ISTIO_CONTAINER));
         let is_leaving = has_finished || metadata.deletion_timestamp.is_some();
+        let has_proxy = meshed && carries(PROXY_CONTAINER) && !is_leaving && !ips.is_empty();
         let missing = if is_leaving || carries(PROXY_CONTAINER) {
             InjectionWish::Never
         } else {
@@ -81,6 +85,7 @@ impl Pod {
             has_controller: controller(metadata).is_some(),
             zone: label(ZONE_LABEL).map_or("", String::as_str).into(),
             meshed,
+            has_proxy,
             modes: Modes::read(
                 metadata.annotations.as_ref(),
                 metadata.name.as_deref().unwrap_or_default(),

@@ -36,6 +36,11 @@ impl Held {
         *self.0.borrow()
     }
 
+    /// The same, for whoever waits for a change.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.0.clone()
+    }
+
     /// Waits until it is held or lost; for ever, when nobody tries any more.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {

@@ -22,9 +22,18 @@ from .layout import (
     SERVICE_NETWORK,
     Cluster,
 )
-from .machine import Programs
+from .machine import NEWEST, Programs
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+
+
+def _feature_gates(programs: Programs) -> dict[str, bool]:
+    """Beta and off by default: trust bundles of the whole cluster, and, of the version that
+    we know, certificates that kubelet mounts."""
+    gates = ["ClusterTrustBundle", "ClusterTrustBundleProjection"]
+    if programs.version.startswith(f"v{NEWEST}."):
+        gates.append("PodCertificateRequest")
+    return dict.fromkeys(gates, True)
 
 
 def write(cluster: Cluster, programs: Programs, sync_frequency: str | None) -> None:
@@ -35,7 +44,7 @@ def write(cluster: Cluster, programs: Programs, sync_frequency: str | None) -> N
     (directory / "cni").mkdir()
     files = {
         "cni/10-bridge.conflist": _cni(),
-        "kubelet.json": _kubelet(cluster, sync_frequency),
+        "kubelet.json": _kubelet(cluster, programs, sync_frequency),
         "kube-proxy.json": _kube_proxy(cluster),
         "audit.json": _audit(),
     }
@@ -83,7 +92,7 @@ def _cni() -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
 
 
-def _kubelet(cluster: Cluster, sync_frequency: str | None) -> dict[str, Any]:
+def _kubelet(cluster: Cluster, programs: Programs, sync_frequency: str | None) -> dict[str, Any]:
     credentials = cluster.credentials
     content: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -100,6 +109,7 @@ def _kubelet(cluster: Cluster, sync_frequency: str | None) -> dict[str, Any]:
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(credentials / "kubelet-server.crt"),
         "tlsPrivateKeyFile": str(credentials / "kubelet-server.key"),
+        "featureGates": _feature_gates(programs),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{cluster.namespace}",
         "failCgroupV1": False,
@@ -211,6 +221,8 @@ def _api_server_command(cluster: Cluster, programs: Programs) -> list[str]:
         f"--service-account-signing-key-file={credentials / 'service-account.key'}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        f"--feature-gates={','.join(f'{gate}=true' for gate in _feature_gates(programs))}",
+        "--runtime-config=certificates.k8s.io/v1beta1=true",
         "--allow-privileged=true",
         f"--audit-policy-file={cluster.configuration / 'audit.json'}",
         f"--audit-log-path={cluster.logs / 'audit.log'}",

@@ -9,6 +9,7 @@ use bulkhead_control::config::{Config, Source};
 use bulkhead_core::discovery::{BypassPhase, Resource, ResourceKind, Route};
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::policy::MtlsMode;
+use bulkhead_crds::certificate_authority::CertificateAuthority;
 use bulkhead_crds::emergency::{Bypass, Ejection, InjectionStop};
 use bulkhead_crds::istio::peer_authentication as istio;
 use bulkhead_runtime::monitoring::Monitoring;
@@ -33,16 +34,16 @@ use tempfile::TempDir;
 
 use crate::cluster::until;
 
-const SYSTEM_NAMESPACE: &str = "bulkhead-system";
+pub(crate) const SYSTEM_NAMESPACE: &str = "bulkhead-system";
 const ACCOUNT: &str = "bulkhead-control";
 const CART: &str = "shop/cart:80";
 const POD: &str = "shop/cart-0";
 
 /// An API server with our kinds, and control beside it, which may do what its
 /// documentation asks for and nothing else.
-struct World {
+pub(crate) struct World {
     server: ApiServer,
-    client: Client,
+    pub(crate) client: Client,
     mesh: Mesh,
     files: TempDir,
     config: Config,
@@ -51,10 +52,15 @@ struct World {
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let server = ApiServer::start().await.expect("the API server starts");
         let client = server.client().await;
-        let kinds = vec![Bypass::crd(), Ejection::crd(), InjectionStop::crd()];
+        let kinds = vec![
+            Bypass::crd(),
+            Ejection::crd(),
+            InjectionStop::crd(),
+            CertificateAuthority::crd(),
+        ];
         define(&client, kinds).await;
         let system = Namespace::create_named(&client, SYSTEM_NAMESPACE, &[], &[]).await;
         let shop = Namespace::create_named(&client, "shop", &[], &[]).await;
@@ -83,6 +89,12 @@ impl World {
         world
     }
 
+    /// Ends control.
+    pub(crate) async fn end_control(&mut self) {
+        let control = self.control.take().expect("control runs");
+        control.drain(Duration::from_secs(10)).await;
+    }
+
     async fn start_control(&mut self, system: &Namespace) {
         self.monitoring = Monitoring::default();
         let token = system.token(ACCOUNT, None, None).await;
@@ -98,6 +110,10 @@ impl World {
             self.monitoring.readiness.missing().is_empty()
         })
         .await;
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.monitoring.metrics()
     }
 
     fn api<K>(&self) -> Api<K>
@@ -169,7 +185,7 @@ impl World {
         certificate(settings).await.unwrap()
     }
 
-    async fn proxy(&self) -> Subscriber {
+    pub(crate) async fn proxy(&self) -> Subscriber {
         let credentials = self.credentials().await;
         let (address, id) = (self.config.listen, self.config.spiffe_id().unwrap());
         Subscriber::connect(address, &id, &credentials, POD)
@@ -193,12 +209,12 @@ fn endpoint(address: &str) -> Value {
 }
 
 /// Waits until it is so.
-async fn becomes(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn becomes(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let found = until(async || is_so().await.then_some(())).await;
     assert!(found.is_some(), "not in time: {what}");
 }
 
-async fn create<K>(api: &Api<K>, object: Value) -> K
+pub(crate) async fn create<K>(api: &Api<K>, object: Value) -> K
 where
     K: serde::de::DeserializeOwned + serde::Serialize + Clone + std::fmt::Debug,
 {
@@ -206,7 +222,7 @@ where
     api.create(&PostParams::default(), &object).await.unwrap()
 }
 
-async fn define(client: &Client, definitions: Vec<CustomResourceDefinition>) {
+pub(crate) async fn define(client: &Client, definitions: Vec<CustomResourceDefinition>) {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     for definition in definitions {
         let name = definition.name_any();
@@ -246,6 +262,19 @@ async fn grant(client: &Client, system: &Namespace) {
     let own = vec![
         may(&["get", "update"], leases, "leases", &[ACCOUNT]),
         may(&["create"], leases, "leases", &[]),
+        may(&["list", "create", "patch"], "", "configmaps", &[]),
+        may(
+            &["get"],
+            "ca.bulkhead.io",
+            "certificateauthorities",
+            &["bulkhead"],
+        ),
+        may(
+            &["patch"],
+            "ca.bulkhead.io",
+            "certificateauthorities/status",
+            &["bulkhead"],
+        ),
     ];
     let roles: Api<ClusterRole> = Api::all(client.clone());
     create(&roles, json!({"metadata": {"name": ACCOUNT}, "rules": []})).await;

@@ -20,11 +20,15 @@
 //! - [`trust_bundle`]: its roots, where pods find them.
 //! - [`control`]: what changes in the cluster reaches proxies.
 //! - [`rotate_root`]: what people see and order of the CA.
+//! - [`holders`]: which proxies hold the trust bundle.
+//! - [`authority_object`]: the CA's own object, its Events and who writes them.
+//! - [`pod_certificate`]: certificates by Kubernetes' own requests.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod annotations;
+mod authority_object;
 mod certificate_authority;
 mod check;
 mod cluster;
@@ -32,7 +36,9 @@ mod control;
 mod decision;
 mod emergency;
 mod events;
+mod holders;
 mod other_plugins;
+mod pod_certificate;
 mod pod_security;
 mod registration;
 mod renewal;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::config::Config;
+use bulkhead_crds::certificate_authority::CertificateAuthority;
+use bulkhead_pki::bundle::Roots;
+use bulkhead_pki::bundle::document::TrustBundleDocument;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_tests::api_server::ApiServer;
 use bulkhead_tests::namespace::{Namespace, may};
@@ -11,31 +14,36 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace as NamespaceObject, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
 use serde_json::json;
 
 use crate::cluster::until;
+use crate::control::define;
 
-const SYSTEM_NAMESPACE: &str = "bulkhead-system";
+pub(crate) const SYSTEM_NAMESPACE: &str = "bulkhead-system";
 const ACCOUNT: &str = "bulkhead-ca";
 const CONFIG_MAP: &str = "bulkhead-trust-bundle";
+pub(crate) const CLUSTER_TRUST_BUNDLE: &str = "ca.bulkhead.io:x509-svid:bulkhead";
+pub(crate) const SIGNER: &str = "ca.bulkhead.io/x509-svid";
+const CERTIFICATES: &str = "certificates.k8s.io";
 /// The ClusterRole of the installation, which owns what the CA makes.
 const OWNER: &str = "bulkhead-ca";
 
 /// A CA in a cluster of its own, which may do what its documentation asks for
 /// and nothing else.
-struct Mesh {
-    server: ApiServer,
-    client: Client,
-    ca: App,
+pub(crate) struct Mesh {
+    pub(crate) server: ApiServer,
+    pub(crate) client: Client,
+    pub(crate) ca: App,
     monitoring: Monitoring,
     owner: ClusterRole,
 }
 
 impl Mesh {
-    async fn start(settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
         let server = ApiServer::start().await.expect("the API server starts");
         let client = server.client().await;
+        define(&client, vec![CertificateAuthority::crd()]).await;
         let namespace = Namespace::create_named(&client, SYSTEM_NAMESPACE, &[], &[]).await;
         namespace.create_service_account(ACCOUNT).await;
         let owner = ClusterRole {
@@ -62,10 +70,51 @@ impl Mesh {
                 &[CONFIG_MAP],
             ),
             may(&["get"], roles, "clusterroles", &[OWNER]),
+            may(
+                &["get", "create", "patch"],
+                CERTIFICATES,
+                "clustertrustbundles",
+                &[CLUSTER_TRUST_BUNDLE],
+            ),
+            may(&["attest", "sign"], CERTIFICATES, "signers", &[SIGNER]),
+            may(
+                &["list", "watch"],
+                CERTIFICATES,
+                "podcertificaterequests",
+                &[],
+            ),
+            may(
+                &["patch"],
+                CERTIFICATES,
+                "podcertificaterequests/status",
+                &[],
+            ),
+            may(&["get"], "", "pods", &[]),
+            may(&["get"], "", "serviceaccounts", &[]),
         ];
         let own = vec![
             may(&["get", "update"], "", "secrets", &["bulkhead-ca"]),
             may(&["create"], "", "secrets", &[]),
+            may(
+                &["get", "list", "watch", "create", "patch"],
+                "ca.bulkhead.io",
+                "certificateauthorities",
+                &["bulkhead"],
+            ),
+            may(
+                &["patch"],
+                "ca.bulkhead.io",
+                "certificateauthorities/status",
+                &["bulkhead"],
+            ),
+            may(&["create", "patch"], "events.k8s.io", "events", &[]),
+            may(
+                &["get", "update"],
+                "coordination.k8s.io",
+                "leases",
+                &[ACCOUNT],
+            ),
+            may(&["create"], "coordination.k8s.io", "leases", &[]),
         ];
         namespace.grant_everywhere(ACCOUNT, of_the_cluster).await;
         namespace.grant_here(ACCOUNT, own).await;
@@ -93,19 +142,23 @@ impl Mesh {
                 .get_opt(CONFIG_MAP)
                 .await
                 .expect("the administrator may do this")?;
-            (found.data.as_ref()?.get("ca.crt") == Some(&roots)).then_some(found)
+            let data = found.data.as_ref()?;
+            let document = TrustBundleDocument::from_json(data.get("bundle.json")?)
+                .expect("it is a SPIFFE bundle document");
+            let document = Roots::new(document.x509_authorities).expect("there is a root");
+            (data.get("ca.crt") == Some(&roots) && document.to_pem() == roots).then_some(found)
         });
         found.await.expect("the roots come by themselves")
     }
 
-    fn metric(&self, name: &str) -> u64 {
+    pub(crate) fn metric(&self, name: &str) -> u64 {
         let metrics = self.monitoring.metrics();
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));
         line.map_or(0, |value| value.trim().parse().expect("a number"))
     }
 }
 
-async fn start_ca(
+pub(crate) async fn start_ca(
     server: &ApiServer,
     client: &Client,
     monitoring: &Monitoring,
