@@ -3,7 +3,7 @@
 //! An [`Authority`] is a signing certificate with its key and the chain above
 //! it. A root has nothing above it; an intermediate has a root, and perhaps
 //! more intermediates. Issuing is template, sign, check: nothing leaves that
-//! does not fulfil the profile.
+//! does not fulfil the profile. What somebody else made is judged in [`foreign`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,12 +14,14 @@ use rcgen::BasicConstraints;
 
 use crate::bundle::Roots;
 use crate::certificate::Certificate;
-use crate::key::{PrivateKey, PublicKey};
+use crate::key::{KeyError, PrivateKey, PublicKey};
 use crate::leaf::{Name, Purpose};
 use crate::signer::{self, SignError, Signer, Validity};
 use crate::svid::{self, ProfileError, SvidChain, SvidError};
 
 pub use crate::signer::BACKDATE;
+
+pub mod foreign;
 
 /// A signing certificate of a trust domain, with its key.
 pub struct Authority {
@@ -40,12 +42,14 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let params = signing_params(
-            trust_domain,
-            "Bulkhead root",
+        // A signing certificate is an SVID too: of the trust domain itself.
+        let mut params = signer::signing(
             Validity::new(now, lifetime)?,
+            trust_domain.as_str(),
+            "Bulkhead root",
             BasicConstraints::Unconstrained,
         )?;
+        params.subject_alt_names = vec![signer::uri(trust_domain.id().as_str())?];
         let signer = Signer::self_signed(params)?;
         let root = signer.certificate().clone();
         Self::assemble(trust_domain, signer, Vec::new(), root)
@@ -58,14 +62,18 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
+        self.new_intermediate_for(&PrivateKey::generate()?, lifetime, now)
+    }
+
+    /// The same, for a key that somebody has already.
+    pub fn new_intermediate_for(
+        &self,
+        key: &PrivateKey,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
         let validity = self.clamp(Validity::new(now, lifetime)?, now)?;
-        let params = signing_params(
-            &self.trust_domain,
-            "Bulkhead intermediate",
-            validity,
-            BasicConstraints::Constrained(0),
-        )?;
-        let signer = self.signer.subordinate(params)?;
+        let signer = self.signer.subordinate(key, &self.trust_domain, validity)?;
         let chain = std::iter::once(signer.certificate())
             .chain(self.intermediates.iter())
             .cloned()
@@ -229,18 +237,6 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// A signing certificate is an SVID too: of the trust domain itself.
-fn signing_params(
-    trust_domain: &TrustDomain,
-    name: &str,
-    validity: Validity,
-    constraints: BasicConstraints,
-) -> Result<rcgen::CertificateParams, SignError> {
-    let mut params = signer::signing(validity, trust_domain.as_str(), name, constraints)?;
-    params.subject_alt_names = vec![signer::uri(trust_domain.id().as_str())?];
-    Ok(params)
-}
-
 /// Why an authority cannot be used, or did not issue.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
@@ -264,6 +260,8 @@ pub enum AuthorityError {
     Svid(#[from] SvidError),
     #[error("what was issued is not what was asked for; nothing was given out")]
     NotAsAsked,
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(transparent)]
     Sign(#[from] SignError),
 }

@@ -148,6 +148,8 @@ pub(crate) struct Facts {
     pub(crate) names_critical: bool,
     pub(crate) subject_empty: bool,
     pub(crate) is_ca: bool,
+    /// How many intermediates may be below it (RFC 5280, 4.2.1.9).
+    pub(crate) path_length: Option<u32>,
     pub(crate) key_usage: Option<KeyUsage>,
     pub(crate) extended_key_usage: Option<ExtendedKeyUsage>,
     pub(crate) not_before: SystemTime,
@@ -188,6 +190,7 @@ impl Facts {
             names_critical: false,
             subject_empty: parsed.subject().iter_rdn().next().is_none(),
             is_ca: false,
+            path_length: None,
             key_usage: None,
             extended_key_usage: None,
             not_before: system_time(validity.not_before)?,
@@ -218,7 +221,10 @@ impl Facts {
                         }
                     }
                 }
-                ParsedExtension::BasicConstraints(constraints) => facts.is_ca = constraints.ca,
+                ParsedExtension::BasicConstraints(constraints) => {
+                    facts.is_ca = constraints.ca;
+                    facts.path_length = constraints.path_len_constraint;
+                }
                 ParsedExtension::KeyUsage(usage) => {
                     facts.key_usage = Some(KeyUsage {
                         critical: extension.critical,

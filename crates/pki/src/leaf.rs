@@ -1,12 +1,14 @@
 //! Leaf certificates, written as DER (RFC 5280, 4.1; X.690) without a detour.
 //!
 //! A CA writes one for each call, so what all leaves of a signer have in common
-//! is encoded once. The signer's name is copied byte for byte, whatever form it
+//! is encoded once. An intermediate is written the same way, with other
+//! extensions and a subject that has a name. The signer's name is copied byte for byte, whatever form it
 //! has: encoded anew it might not compare equal, and the chain would not hold.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use bulkhead_core::identity::TrustDomain;
 use time::OffsetDateTime;
 
 use crate::certificate::Certificate;
@@ -19,9 +21,11 @@ mod tag {
     pub(super) const BIT_STRING: u8 = 0x03;
     pub(super) const OCTET_STRING: u8 = 0x04;
     pub(super) const OID: u8 = 0x06;
+    pub(super) const UTF8_STRING: u8 = 0x0c;
     pub(super) const UTC_TIME: u8 = 0x17;
     pub(super) const GENERALIZED_TIME: u8 = 0x18;
     pub(super) const SEQUENCE: u8 = 0x30;
+    pub(super) const SET: u8 = 0x31;
     /// `[3]`, explicit: the extensions.
     pub(super) const EXTENSIONS: u8 = 0xa3;
     /// `[0]`, implicit: the key identifier of the signer.
@@ -34,6 +38,9 @@ mod tag {
 
 /// Object identifiers, as they are encoded.
 mod oid {
+    pub(super) const COMMON_NAME: &[u8] = &[0x55, 4, 3];
+    pub(super) const ORGANIZATION: &[u8] = &[0x55, 4, 10];
+    pub(super) const SUBJECT_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1d, 14];
     pub(super) const KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
     pub(super) const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 17];
     pub(super) const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
@@ -52,6 +59,10 @@ const EMPTY_NAME: &[u8] = &[tag::SEQUENCE, 0];
 const NULL: &[u8] = &[5, 0];
 /// BIT STRING with the first bit set (4.2.1.3).
 const DIGITAL_SIGNATURE: &[u8] = &[tag::BIT_STRING, 2, 7, 0x80];
+/// BIT STRING with keyCertSign and cRLSign.
+const SIGNING: &[u8] = &[tag::BIT_STRING, 2, 1, 0x06];
+/// `{ cA TRUE, pathLenConstraint 0 }`: it signs leaves only (4.2.1.9).
+const SIGNS_LEAVES: &[u8] = &[tag::SEQUENCE, 6, tag::BOOLEAN, 1, 0xff, tag::INTEGER, 1, 0];
 
 /// What a leaf is for.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +85,7 @@ pub(crate) enum Name<'a> {
 pub(crate) struct LeafWriter {
     signature_algorithm: Vec<u8>,
     issuer: Vec<u8>,
+    signer_key: Vec<u8>,
     workload_extensions: Vec<u8>,
     server_extensions: Vec<u8>,
 }
@@ -88,13 +100,14 @@ impl LeafWriter {
             let value = tlv(tag::SEQUENCE, &identifier);
             extension(oid::AUTHORITY_KEY_IDENTIFIER, false, &value)
         });
+        let signer_key = signer_key.unwrap_or_default();
         let extensions = |usages: &[&[u8]]| {
             let usages: Vec<u8> = usages
                 .iter()
                 .flat_map(|usage| tlv(tag::OID, usage))
                 .collect();
             [
-                signer_key.clone().unwrap_or_default(),
+                signer_key.clone(),
                 // Without a word on cA, which is then false.
                 extension(oid::BASIC_CONSTRAINTS, true, &tlv(tag::SEQUENCE, &[])),
                 extension(oid::KEY_USAGE, true, DIGITAL_SIGNATURE),
@@ -107,6 +120,7 @@ impl LeafWriter {
             issuer: facts.subject.clone(),
             workload_extensions: extensions(&[oid::SERVER_AUTH, oid::CLIENT_AUTH]),
             server_extensions: extensions(&[oid::SERVER_AUTH]),
+            signer_key,
         }
     }
 
@@ -125,6 +139,52 @@ impl LeafWriter {
             Purpose::Workload => &self.workload_extensions,
             Purpose::Server => &self.server_extensions,
         });
+        let subject = Subject {
+            name: EMPTY_NAME,
+            key: subject_key,
+            extensions: &extensions,
+        };
+        self.sign(&subject, validity, serial, key)
+    }
+
+    /// A signed intermediate, which signs leaves of a trust domain.
+    pub(crate) fn write_intermediate(
+        &self,
+        trust_domain: &TrustDomain,
+        subject_key: &PublicKey,
+        validity: Validity,
+        serial: &[u8],
+        key: &PrivateKey,
+    ) -> Result<Vec<u8>, SignError> {
+        let name = [
+            attribute(oid::ORGANIZATION, trust_domain.as_str()),
+            attribute(oid::COMMON_NAME, "Bulkhead intermediate"),
+        ];
+        let uri = tlv(tag::URI, trust_domain.id().as_str().as_bytes());
+        let identifier = tlv(tag::OCTET_STRING, &key_identifier(subject_key));
+        let extensions = [
+            self.signer_key.clone(),
+            extension(oid::SUBJECT_KEY_IDENTIFIER, false, &identifier),
+            extension(oid::BASIC_CONSTRAINTS, true, SIGNS_LEAVES),
+            extension(oid::KEY_USAGE, true, SIGNING),
+            // Not critical: the subject has a name besides.
+            extension(oid::ALTERNATIVE_NAMES, false, &tlv(tag::SEQUENCE, &uri)),
+        ];
+        let subject = Subject {
+            name: &tlv(tag::SEQUENCE, &name.concat()),
+            key: subject_key,
+            extensions: &extensions.concat(),
+        };
+        self.sign(&subject, validity, serial, key)
+    }
+
+    fn sign(
+        &self,
+        subject: &Subject<'_>,
+        validity: Validity,
+        serial: &[u8],
+        key: &PrivateKey,
+    ) -> Result<Vec<u8>, SignError> {
         let mut validity_content = Vec::with_capacity(32);
         write_time(&mut validity_content, validity.not_before)?;
         write_time(&mut validity_content, validity.not_after)?;
@@ -135,9 +195,9 @@ impl LeafWriter {
         content.extend_from_slice(&self.signature_algorithm);
         content.extend_from_slice(&self.issuer);
         write_tlv(&mut content, tag::SEQUENCE, &validity_content);
-        content.extend_from_slice(EMPTY_NAME);
-        content.extend_from_slice(subject_key.as_spki());
-        let extensions = tlv(tag::SEQUENCE, &extensions);
+        content.extend_from_slice(subject.name);
+        content.extend_from_slice(subject.key.as_spki());
+        let extensions = tlv(tag::SEQUENCE, subject.extensions);
         write_tlv(&mut content, tag::EXTENSIONS, &extensions);
 
         let mut certificate = tlv(tag::SEQUENCE, &content);
@@ -147,6 +207,26 @@ impl LeafWriter {
         write_tlv(&mut certificate, tag::BIT_STRING, &signature);
         Ok(tlv(tag::SEQUENCE, &certificate))
     }
+}
+
+/// Whom a certificate is for, encoded.
+struct Subject<'a> {
+    name: &'a [u8],
+    key: &'a PublicKey,
+    extensions: &'a [u8],
+}
+
+/// One part of a name (4.1.2.4).
+fn attribute(oid: &[u8], text: &str) -> Vec<u8> {
+    let value = [tlv(tag::OID, oid), tlv(tag::UTF8_STRING, text.as_bytes())];
+    tlv(tag::SET, &tlv(tag::SEQUENCE, &value.concat()))
+}
+
+/// Any number that tells keys apart will do (4.2.1.2): the first 160 bits of a
+/// SHA-256, as RFC 7093 has it.
+fn key_identifier(key: &PublicKey) -> Vec<u8> {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_spki());
+    digest.as_ref()[..20].to_vec()
 }
 
 fn signature_algorithm(kind: KeyKind) -> Vec<u8> {

@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
+use bulkhead_core::identity::TrustDomain;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -46,14 +47,24 @@ impl Signer {
         })
     }
 
-    /// A signing certificate below this one.
-    pub(crate) fn subordinate(&self, mut params: CertificateParams) -> Result<Self, SignError> {
-        let key = PrivateKey::generate()?;
-        params.serial_number = Some(SerialNumber::from_slice(&new_serial()?));
-        params.use_authority_key_identifier_extension = true;
-        let issuer = Issuer::from_ca_cert_der(self.certificate.der(), &self.key)?;
-        let made = params.signed_by(&key, &issuer)?;
-        Self::new(Certificate::from_der(made.into())?, key)
+    /// A certificate for this key below this one, which signs leaves of the
+    /// trust domain.
+    pub(crate) fn subordinate(
+        &self,
+        key: &PrivateKey,
+        trust_domain: &TrustDomain,
+        validity: Validity,
+    ) -> Result<Self, SignError> {
+        let serial = new_serial()?;
+        let subject_key = key.public_key();
+        let der = self.leaf.write_intermediate(
+            trust_domain,
+            subject_key,
+            validity,
+            &serial,
+            &self.key,
+        )?;
+        Self::new(Certificate::from_der(der.into())?, key.clone())
     }
 
     /// A leaf below this one, under a new serial number.

@@ -5,6 +5,8 @@ mod authorities;
 #[cfg(test)]
 mod bundles;
 #[cfg(test)]
+mod foreign;
+#[cfg(test)]
 mod handshakes;
 #[cfg(test)]
 mod openssl;

@@ -17,10 +17,10 @@ use tempfile::TempDir;
 use crate::support::{DAY, Mesh, now, trust_domain, workload};
 
 /// A directory that OpenSSL works in.
-struct OpenSsl(TempDir);
+pub(crate) struct OpenSsl(TempDir);
 
 impl OpenSsl {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -29,7 +29,7 @@ impl OpenSsl {
     }
 
     /// Runs the program with the words of `line`.
-    fn run(&self, line: &str) -> String {
+    pub(crate) fn run(&self, line: &str) -> String {
         let output = Command::new("openssl")
             .args(line.split_whitespace())
             .current_dir(self.path())
@@ -40,15 +40,15 @@ impl OpenSsl {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn read(&self, file: &str) -> String {
+    pub(crate) fn read(&self, file: &str) -> String {
         std::fs::read_to_string(self.path().join(file)).unwrap()
     }
 
-    fn write(&self, file: &str, text: &str) {
+    pub(crate) fn write(&self, file: &str, text: &str) {
         std::fs::write(self.path().join(file), text).unwrap();
     }
 
-    fn certificate(&self, file: &str) -> Certificate {
+    pub(crate) fn certificate(&self, file: &str) -> Certificate {
         Certificate::all_from_pem(&self.read(file), 100_000)
             .unwrap()
             .remove(0)
@@ -57,11 +57,17 @@ impl OpenSsl {
     /// A CA below `issuer`, or a root where there is none.
     fn authority(&self, name: &str, key: &str, issuer: Option<&str>) {
         self.run(&format!("genpkey {key} -out {name}.key"));
+        let extensions = "basicConstraints=critical,CA:TRUE\n\
+                          subjectAltName=URI:spiffe://cluster.local\n\
+                          keyUsage=critical,keyCertSign,cRLSign\n";
+        self.certify(name, issuer, extensions);
+    }
+
+    /// A certificate for the key `name`, from `issuer` or itself.
+    pub(crate) fn certify(&self, name: &str, issuer: Option<&str>, extensions: &str) {
         self.write(
             &format!("{name}.ext"),
-            "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n\
-             subjectAltName=URI:spiffe://cluster.local\n\
-             subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
+            &format!("{extensions}subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"),
         );
         self.run(&format!(
             "req -new -key {name}.key -subj /O=Acme/OU=Security/CN={name} -out {name}.csr"
@@ -76,9 +82,9 @@ impl OpenSsl {
     }
 }
 
-const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
-const P384: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-384";
-const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:2048";
+pub(crate) const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+pub(crate) const P384: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-384";
+pub(crate) const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:2048";
 
 #[test]
 fn a_chain_of_many_levels_and_kinds_of_key_issues_what_openssl_and_peers_accept() {
