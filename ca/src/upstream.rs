@@ -7,13 +7,14 @@
 //! ```
 //!
 //! An upstream signs our intermediate, which then signs everything else, or it
-//! signs each leaf. Whatever it answers is checked by [`SignedChain`] before
+//! signs each leaf. Whatever it answers is checked by [`answer`] before
 //! anybody relies on it. One that fails stops nothing: what is there signs on,
 //! and the failure is a word of [`Reason`] in metrics and the status.
 //!
 //! To add one: a file below that implements [`Upstream`], and its form in the
 //! settings.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_core::identity::TrustDomain;
@@ -22,6 +23,10 @@ use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::key::PrivateKey;
 
 use crate::vet::VettedCsr;
+
+pub mod answer;
+pub mod files;
+pub mod vault;
 
 /// Another CA, which signs for this one.
 #[tonic::async_trait]
@@ -59,6 +64,24 @@ pub struct SignedChain {
     pub chain: Vec<Certificate>,
     /// Who vouches for it. The root that the chain ends in is the first.
     pub roots: Roots,
+}
+
+/// The roots that people put into a file, if they named one.
+async fn read_roots(file: Option<&Path>) -> Result<Option<Roots>, UpstreamError> {
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    let problem = |what: &dyn std::fmt::Display| {
+        let file = file.display();
+        UpstreamError::new(
+            Reason::Unusable,
+            format!("the roots in {file} cannot be used: {what}"),
+        )
+    };
+    let text = tokio::fs::read_to_string(file).await;
+    let text = text.map_err(|error| problem(&error))?;
+    let roots = Roots::from_pem(&text).map_err(|error| problem(&error))?;
+    Ok(Some(roots))
 }
 
 /// Why an upstream signed nothing: what happened and what to do about it.

@@ -19,3 +19,5 @@ mod storm;
 mod support;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod upstream_files;

@@ -91,6 +91,11 @@ impl Certificate {
         &self.facts
     }
 
+    /// Whether it is its own signer, as a root is.
+    pub fn is_self_signed(&self) -> bool {
+        self.is_signed_by(self)
+    }
+
     /// Whether `issuer` signed this certificate, by name and by signature.
     pub(crate) fn is_signed_by(&self, issuer: &Self) -> bool {
         self.facts.issuer == issuer.facts.subject

@@ -4,8 +4,10 @@
 //! broke no rule which holds whoever asks. Whether the caller may have what it
 //! asks for is for the CA to say.
 
-use bulkhead_core::identity::SpiffeId;
-use rcgen::{CertificateParams, DistinguishedName, SanType};
+use bulkhead_core::identity::{SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
@@ -28,6 +30,29 @@ pub fn create(key: &PrivateKey, id: Option<&SpiffeId>) -> Result<String, CreateE
     if let Some(id) = id {
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
     }
+    let request = params.serialize_request(key)?;
+    Ok(std::mem::take(&mut *pem::encode(
+        pem::CERTIFICATE_REQUEST,
+        request.der(),
+    )))
+}
+
+/// What an intermediate is called, for people.
+pub const INTERMEDIATE_NAME: &str = "Bulkhead intermediate";
+
+/// Makes a request for an intermediate of a trust domain, which signs leaves.
+pub fn create_intermediate(
+    key: &PrivateKey,
+    trust_domain: &TrustDomain,
+) -> Result<String, CreateError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let subject = &mut params.distinguished_name;
+    subject.push(DnType::OrganizationName, trust_domain.as_str());
+    subject.push(DnType::CommonName, INTERMEDIATE_NAME);
+    params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let request = params.serialize_request(key)?;
     Ok(std::mem::take(&mut *pem::encode(
         pem::CERTIFICATE_REQUEST,

@@ -12,6 +12,7 @@ use bulkhead_core::identity::TrustDomain;
 use time::OffsetDateTime;
 
 use crate::certificate::Certificate;
+use crate::csr::INTERMEDIATE_NAME;
 use crate::key::{KeyKind, PrivateKey, PublicKey};
 use crate::signer::{SignError, Validity, date};
 
@@ -158,7 +159,7 @@ impl LeafWriter {
     ) -> Result<Vec<u8>, SignError> {
         let name = [
             attribute(oid::ORGANIZATION, trust_domain.as_str()),
-            attribute(oid::COMMON_NAME, "Bulkhead intermediate"),
+            attribute(oid::COMMON_NAME, INTERMEDIATE_NAME),
         ];
         let uri = tlv(tag::URI, trust_domain.id().as_str().as_bytes());
         let identifier = tlv(tag::OCTET_STRING, &key_identifier(subject_key));
