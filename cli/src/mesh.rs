@@ -79,8 +79,6 @@ impl Mesh {
             clock: Clock::system(),
         };
         mesh.start_ca().await?;
-        std::fs::write(mesh.roots_path(), mesh.roots()?)
-            .context("writing the trust roots failed")?;
         Ok(mesh)
     }
 
@@ -154,9 +152,10 @@ impl Mesh {
         Ok(ca.trust_bundle().to_pem())
     }
 
-    /// A file with the roots that the CA's own certificate chains to.
+    /// The file with the trust roots that the CA keeps up to date, with the SPIFFE
+    /// bundle beside it.
     pub fn roots_path(&self) -> PathBuf {
-        self.directory.join("roots.pem")
+        self.directory.join("ca/roots.pem")
     }
 
     /// A token for a workload, as Kubernetes would have mounted it.

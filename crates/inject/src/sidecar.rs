@@ -54,6 +54,9 @@ pub const TRUST_BUNDLE_VOLUME: &str = "bulkhead-trust-bundle";
 /// puts one into every namespace; a pod that is sooner than it waits, with an
 /// Event that names it.
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
+/// The key under which it has the same as a SPIFFE bundle, which says its version.
+/// A CA of an earlier release writes none, and no pod waits for it.
+const BUNDLE_DOCUMENT_KEY: &str = "bundle.json";
 /// The ConfigMap of a namespace whose proxies are to forward bytes untouched,
 /// under the key `bypass.json`. Nearly always there is none, and the kubelet
 /// writes and removes the file in running pods when that changes: it is how
@@ -192,6 +195,12 @@ pub(crate) fn volumes() -> [Volume; 2] {
             vec![
                 from_config_map(TRUST_BUNDLE_CONFIG_MAP, "ca.crt", CA_ROOTS_PATH, None),
                 from_config_map(BYPASS_CONFIG_MAP, BYPASS_KEY, BYPASS_KEY, Some(true)),
+                from_config_map(
+                    TRUST_BUNDLE_CONFIG_MAP,
+                    BUNDLE_DOCUMENT_KEY,
+                    BUNDLE_DOCUMENT_KEY,
+                    Some(true),
+                ),
             ],
         ),
     ]

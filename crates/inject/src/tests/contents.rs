@@ -98,6 +98,19 @@ fn a_pod_starts_without_the_switch_and_sees_it_beside_the_roots_once_it_is_there
 }
 
 #[test]
+fn a_pod_sees_which_version_of_the_trust_bundle_it_has_where_the_ca_says_so() {
+    let injected = injected(&pod());
+    let document = &injected["spec"]["volumes"][1]["projected"]["sources"][2]["configMap"];
+    assert_eq!(document["name"], crate::TRUST_BUNDLE_CONFIG_MAP);
+    assert_eq!(document["items"][0]["key"], "bundle.json");
+    assert_eq!(document["items"][0]["path"], "bundle.json");
+    assert_eq!(
+        document["optional"], true,
+        "an earlier CA's ConfigMap has none"
+    );
+}
+
+#[test]
 fn the_proxy_and_the_init_container_read_what_was_said() {
     let injected = injected(&annotated(json!({
         "bulkhead.io/mtls-mode": "STRICT",
