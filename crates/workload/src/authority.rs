@@ -1,12 +1,15 @@
 //! The CA, as a caller sees it.
 
 mod error;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bulkhead_core::ports;
 use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::serving;
 use bulkhead_proto::ca::{
@@ -113,9 +116,11 @@ impl Remote {
         if token.is_empty() || token.len() > MAX_TOKEN {
             return Err(AuthorityError::TokenLength(path.clone(), token.len()));
         }
-        let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
-            .parse()
-            .map_err(|_| AuthorityError::TokenCharacters(path.clone()))?;
+        let is_sound = token.bytes().all(|byte| byte.is_ascii_graphic());
+        let value = is_sound.then(|| format!("Bearer {token}").parse());
+        let Some(Ok(mut value)): Option<Result<MetadataValue<Ascii>, _>> = value else {
+            return Err(AuthorityError::TokenCharacters(path.clone()));
+        };
         // Kept out of logs and out of the compression's memory.
         value.set_sensitive(true);
         Ok(value)
@@ -166,11 +171,15 @@ impl Remote {
         address: &Uri,
         tls: &TlsConnector,
     ) -> Result<TlsStream<TcpStream>, AuthorityError> {
-        let host = address.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = address.port_u16();
-        let port = port.unwrap_or(bulkhead_core::ports::CONTROL_PLANE);
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| AuthorityError::Address(self.0.ca_address.clone()))?;
+        let malformed = || AuthorityError::Address(self.0.ca_address.clone());
+        let authority = address.authority().ok_or_else(malformed)?;
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            None if authority.as_str() == authority.host() => ports::CONTROL_PLANE,
+            None => return Err(malformed()),
+        };
+        let host = authority.host().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| malformed())?;
         let stream = TcpStream::connect((host, port))
             .await
             .map_err(AuthorityError::Connect)?;

@@ -55,8 +55,9 @@ impl AuthorityError {
             Self::Handshake(_) => "authority_unreachable",
             Self::Call(status) => match status.code() {
                 Code::ResourceExhausted => "authority_busy",
-                Code::Unavailable | Code::Cancelled | Code::Unknown => "authority_unavailable",
-                Code::DeadlineExceeded => "authority_timeout",
+                Code::Unavailable | Code::Unknown => "authority_unavailable",
+                // This side of the call cancels one that takes too long.
+                Code::DeadlineExceeded | Code::Cancelled => "authority_timeout",
                 // This side of the call says so of an answer that it cannot read.
                 Code::Internal | Code::OutOfRange => "malformed_answer",
                 _ => "authority_refused",
