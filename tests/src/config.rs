@@ -14,6 +14,8 @@ const CLUSTER: &str = "BULKHEAD_CLUSTER";
 const BULKHEAD: &str = "BULKHEAD_CLI";
 /// Names the program `bulkhead-init`.
 const INIT: &str = "BULKHEAD_INIT";
+/// How many rounds the soak of rotations goes.
+const SOAK_ROUNDS: &str = "BULKHEAD_SOAK_ROUNDS";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -45,6 +47,21 @@ pub(crate) fn bulkhead() -> Result<PathBuf> {
 /// The program `bulkhead-init`.
 pub fn bulkhead_init() -> Result<PathBuf> {
     told(INIT, "netns")
+}
+
+/// How many rounds the soak of rotations goes: a few seconds' worth, where nobody
+/// asks for more.
+pub fn soak_rounds() -> usize {
+    const FEW: usize = 60;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the config.rs of the tests"
+    )]
+    let asked = std::env::var(SOAK_ROUNDS);
+    asked.map_or(FEW, |rounds| {
+        let rounds = rounds.parse();
+        rounds.unwrap_or_else(|_| panic!("{SOAK_ROUNDS} is to be a number"))
+    })
 }
 
 /// The program `envoy`.

@@ -16,4 +16,5 @@ mod modes;
 mod pair;
 mod peers;
 mod probes;
+mod rotation;
 mod shutdown;
