@@ -13,6 +13,7 @@ use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Condition;
 use bulkhead_runtime::{drain, http_server};
 
+use crate::admin::Admin;
 use crate::admission::{self, Admission, Places};
 use crate::authenticate::Authenticate;
 use crate::authenticate::jwks::JwksVerifier;
@@ -44,6 +45,7 @@ pub struct Dependencies {
 pub struct App {
     address: SocketAddr,
     monitoring_address: SocketAddr,
+    admin_address: Option<SocketAddr>,
     issuer: Arc<dyn Issuer>,
     ready: Condition,
     trigger: drain::Trigger,
@@ -122,6 +124,22 @@ impl App {
         );
         tokio::spawn(Arc::clone(&tls).run(drain.clone()));
         let admission = admission(&config.authentication, authenticator, &clock, &metrics);
+        let mut admin_address = None;
+        if let Some(listen) = config.admin_listen {
+            let admin = Admin::new(clock.now(), metrics.clone(), admission.clone());
+            let admin = Arc::new(admin);
+            tokio::spawn(Arc::clone(&admin).sample(drain.clone()));
+            let listener = TcpListener::bind(listen)
+                .with_context(|| format!("binding the admin port to {listen} failed"))?;
+            admin_address = Some(listener.local_addr()?);
+            http_server::serve_on_own_thread(
+                "admin",
+                listener,
+                move |request, _| std::future::ready(admin.answer(&request)),
+                drain.clone(),
+            )
+            .context("starting the admin server failed")?;
+        }
         let tokens = TokenService {
             admission: admission.clone(),
             issuer: Arc::clone(&issuer),
@@ -156,6 +174,7 @@ impl App {
         Ok(Self {
             address,
             monitoring_address,
+            admin_address,
             issuer,
             ready,
             trigger,
@@ -170,6 +189,11 @@ impl App {
     /// Where `/metrics`, `/ready` and `/live` are.
     pub fn monitoring_address(&self) -> SocketAddr {
         self.monitoring_address
+    }
+
+    /// Where `/status` is, if the settings ask for it.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     /// What workloads are to trust, now.

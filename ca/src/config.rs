@@ -17,6 +17,7 @@ pub mod name {
     pub const TRUST_DOMAIN: &str = "BULKHEAD_CA_TRUST_DOMAIN";
     pub const LISTEN: &str = "BULKHEAD_CA_LISTEN";
     pub const MONITORING_LISTEN: &str = "BULKHEAD_CA_MONITORING_LISTEN";
+    pub const ADMIN_LISTEN: &str = "BULKHEAD_CA_ADMIN_LISTEN";
     pub const SERVER_NAMES: &str = "BULKHEAD_CA_SERVER_NAMES";
     pub const STORE: &str = "BULKHEAD_CA_STORE";
     pub const AUTHENTICATION: &str = "BULKHEAD_CA_AUTHENTICATION";
@@ -56,6 +57,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `/metrics`, `/ready` and `/live`.
     pub monitoring_listen: SocketAddr,
+    /// What this replica does now, for `bulkhead ca status`: a loopback address.
+    pub admin_listen: Option<SocketAddr>,
     /// The names that clients know this server by.
     pub server_names: Vec<ServerName>,
     pub store: StoreLocation,
@@ -167,6 +170,7 @@ impl Config {
             trust_domain: default_trust_domain(),
             listen: SocketAddr::new(everywhere, ports::CONTROL_PLANE),
             monitoring_listen: SocketAddr::new(everywhere, ports::MONITORING),
+            admin_listen: None,
             server_names: [
                 "bulkhead-ca.bulkhead-system.svc",
                 "bulkhead-ca.bulkhead-system.svc.cluster.local",
@@ -239,6 +243,7 @@ impl Config {
             trust_domain: settings.or(name::TRUST_DOMAIN, default.trust_domain),
             listen: settings.or(name::LISTEN, default.listen),
             monitoring_listen: settings.or(name::MONITORING_LISTEN, default.monitoring_listen),
+            admin_listen: settings.parsed(name::ADMIN_LISTEN, read_loopback),
             server_names: settings
                 .parsed(name::SERVER_NAMES, read_names)
                 .unwrap_or(default.server_names),
@@ -260,6 +265,20 @@ impl Config {
             authentication: default.authentication,
         };
         settings.finish(config)
+    }
+}
+
+/// Whoever reaches the admin port is told who calls; only this host may.
+fn read_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(
+            "the admin port is for this host alone: give a loopback address, such as \
+             127.0.0.1:15000"
+                .to_owned(),
+        )
     }
 }
 
@@ -389,6 +408,16 @@ mod tests {
         );
         let none = read(&[(name::TRUST_BUNDLE_CONFIG_MAP, "none")]).unwrap();
         assert_eq!(none.trust_bundle_config_map, None);
+    }
+
+    #[test]
+    fn the_admin_port_is_for_this_host_alone() {
+        assert_eq!(read(&[]).unwrap().admin_listen, None);
+        let read = |address| read(&[(name::ADMIN_LISTEN, address)]);
+        let config = read("127.0.0.1:15000").unwrap();
+        assert_eq!(config.admin_listen.unwrap().port(), 15000);
+        let error = read("0.0.0.0:15000").unwrap_err().to_string();
+        assert!(error.contains("loopback"), "{error}");
     }
 
     #[test]

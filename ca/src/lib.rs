@@ -30,7 +30,7 @@
 //!   the CA in the API server.
 //! - [`pod_certificate`]: a signer of Kubernetes' own requests.
 //! - [`serving`]: this server's own certificate.
-//! - [`audit`], [`metrics`]: what is told about it all.
+//! - [`audit`], [`metrics`], [`admin`]: what is told about it all.
 //!
 //! A passed check is a value with private fields and one constructor, so that no
 //! path leads past it.
@@ -61,6 +61,7 @@
 //! ConfigMaps are applied by PATCH, which carries the name, so that here `create`
 //! can be limited to it.
 
+pub mod admin;
 pub mod admission;
 pub mod app;
 pub mod audit;

@@ -1,5 +1,7 @@
 //! What the CA counts. Labels have few values, all of them ours.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_runtime::monitoring::Monitoring;
@@ -14,6 +16,8 @@ pub struct Metrics {
     pub issued: Counter,
     pub tokens_issued: Counter,
     refused: Family<ReasonLabel, Counter>,
+    /// The reasons that there were: a family does not tell its labels.
+    reasons: Arc<Mutex<BTreeSet<&'static str>>>,
     call_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     expiry: Family<CertificateLabel, Gauge>,
     connections: Gauge,
@@ -67,6 +71,7 @@ impl Metrics {
             issued,
             tokens_issued,
             refused,
+            reasons: _,
             call_seconds,
             expiry,
             connections,
@@ -156,19 +161,21 @@ impl Metrics {
 
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        reasons.insert(reason);
     }
 
     /// By reason, how many calls were refused so far.
-    pub fn refusals(&self, reasons: &[&'static str]) -> Vec<(&'static str, u64)> {
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |reason| {
-            self.refused
-                .get(&ReasonLabel { reason })
-                .map(|count| count.get())
+            let label = ReasonLabel { reason };
+            self.refused.get(&label).map_or(0, |count| count.get())
         };
-        let known = reasons
+        reasons
             .iter()
-            .filter_map(|reason| Some((*reason, count(reason)?)));
-        known.collect()
+            .map(|reason| (*reason, count(*reason)))
+            .collect()
     }
 
     /// A client's connection, for as long as it is open.

@@ -1,13 +1,14 @@
 //! The proxy's two small HTTP servers: the status port, which is for kubelet and
 //! Prometheus and can change nothing, and the admin port, which is on loopback.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bulkhead_core::bypass::{BypassOrder, MAX_ORDER};
 use bulkhead_core::discovery::BypassPhase;
 use bulkhead_core::sidecar::SidecarConfig;
-use bulkhead_runtime::http_server::{Method, Request, Response, StatusCode, json, text};
+use bulkhead_runtime::http_server::{
+    Method, Request, Response, StatusCode, is_from_this_host, json, text,
+};
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_workload::state::State;
@@ -75,7 +76,7 @@ GET  /metrics /ready /live
 
 impl Admin {
     pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Response {
-        if !is_local(&request) || is_from_a_page(&request) {
+        if !is_from_this_host(&request) {
             return text(
                 StatusCode::FORBIDDEN,
                 "use localhost or a loopback address, and no browser's page\n",
@@ -185,29 +186,4 @@ fn answer(request: &Request, monitoring: &Monitoring, bypass: &bypass::State) ->
 
 fn reply(value: &Value) -> Response {
     json(StatusCode::OK, format!("{value:#}\n"))
-}
-
-/// Whether a browser says that a page asks for this. The admin port has no pages
-/// of its own, and any other can have a browser POST to localhost.
-fn is_from_a_page(request: &Request) -> bool {
-    request.headers().contains_key("origin")
-}
-
-/// Whether a request names this host as the one that it means. A page in
-/// somebody's browser can reach loopback by a name of its own (DNS rebinding); it
-/// cannot make the browser call it localhost.
-fn is_local(request: &Request) -> bool {
-    let host = request
-        .headers()
-        .get("host")
-        .and_then(|host| host.to_str().ok());
-    host.is_some_and(|host| {
-        let is_loopback = |address: &SocketAddr| address.ip().is_loopback();
-        host == "localhost"
-            || host.starts_with("localhost:")
-            || host.parse().is_ok_and(|address| is_loopback(&address))
-            || host
-                .parse()
-                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-    })
 }

@@ -2,6 +2,8 @@
 //! and tokens of a real issuer.
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod audit;
 #[cfg(test)]
 mod hostile;

@@ -37,6 +37,8 @@ pub struct Load {
     pub since: Option<u64>,
     /// Certificates that it issued since.
     pub issued_total: Option<u64>,
+    /// JWT-SVIDs that it issued since.
+    pub tokens_issued_total: Option<u64>,
     /// Over the last minute.
     pub issued_per_second: Option<f64>,
     /// Refusals since it started, by reason.
@@ -57,10 +59,9 @@ pub struct Queue {
 #[serde(default, rename_all(serialize = "camelCase"))]
 pub struct Waiting {
     pub caller: String,
-    /// Why it is served when it is.
+    /// The line that it waits in.
     pub class: Option<String>,
     pub waiting: Option<u64>,
-    pub longest_seconds: Option<f64>,
 }
 
 /// The CA's pods, by name.

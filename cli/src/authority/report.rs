@@ -306,11 +306,9 @@ fn write_replicas(text: &mut String, replicas: &[Replica]) {
         let class = waiting.class.as_deref();
         let class = class.map_or_else(String::new, |class| format!(" ({class})"));
         let count = waiting.waiting.unwrap_or(1);
-        let longest = waiting.longest_seconds;
-        let longest = longest.map_or_else(String::new, |it| format!(", for up to {it:.1} s"));
         line(
             text,
-            format_args!("waits: {}{class}, {count} calls{longest}", waiting.caller),
+            format_args!("waits: {}{class}, {count} calls", waiting.caller),
         );
     }
 }

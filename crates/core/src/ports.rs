@@ -57,8 +57,8 @@ pub const TABLE: &[Port] = &[
     Port {
         number: PROXY_ADMIN,
         name: "bh-admin",
-        program: "proxy",
-        purpose: "config, certificates, connections, log level, drain",
+        program: "proxy, ca",
+        purpose: "proxy: config, certificates, connections, log level, drain; ca: status",
         security: "loopback only",
     },
     Port {

@@ -200,6 +200,25 @@ impl Drop for Guest {
 }
 
 /// A response with a plain text body.
+/// Whether a request was made on this host, by a program and not by a page in a
+/// browser: for what is on loopback and not for everybody.
+///
+/// A page can have a browser send a POST to localhost, which then names the page's
+/// origin; and it can reach loopback by a name of its own (DNS rebinding), but
+/// cannot make the browser call that localhost.
+pub fn is_from_this_host(request: &Request) -> bool {
+    let headers = request.headers();
+    let host = headers.get("host").and_then(|host| host.to_str().ok());
+    let is_local = host.is_some_and(|host| {
+        let is_loopback = |address: &SocketAddr| address.ip().is_loopback();
+        host == "localhost"
+            || host.starts_with("localhost:")
+            || host.parse().is_ok_and(|address| is_loopback(&address))
+            || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    });
+    is_local && !headers.contains_key("origin")
+}
+
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response {
     with_type(status, "text/plain; charset=utf-8", body)
 }

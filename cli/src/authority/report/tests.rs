@@ -59,8 +59,8 @@ fn people_see_what_signs_until_when_who_lags_and_who_waits() {
     let busy = json!({
         "issued_total": 1200, "issued_per_second": 40.0, "refused": {"token_expired": 3},
         "queue": {"length": 7, "waiting": [
-            {"caller": "spiffe://cluster.local/ns/shop/sa/cart", "class": "no-certificate",
-             "waiting": 7, "longest_seconds": 1.25}]},
+            {"caller": "spiffe://cluster.local/ns/shop/sa/cart", "class": "issuance",
+             "waiting": 7}]},
     });
     let replicas = vec![replica("ca-1", Some(busy)), replica("ca-2", None)];
     let text = report(Some(status()), replicas).to_text(now());
@@ -83,7 +83,7 @@ REPLICA  READY  PER SECOND  ISSUED  REFUSED  WAITING
 ca-1     yes    40.0        1200    3        7
 ca-2     NO     ?           ?       ?        ?
 refused 3: token_expired
-waits: spiffe://cluster.local/ns/shop/sa/cart (no-certificate), 7 calls, for up to 1.2 s
+waits: spiffe://cluster.local/ns/shop/sa/cart (issuance), 7 calls
 "
     );
 }
