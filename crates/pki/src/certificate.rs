@@ -75,9 +75,7 @@ impl Certificate {
 
     /// SHA-256 of the certificate.
     pub fn fingerprint(&self) -> Fingerprint {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);
-        let bytes = digest.as_ref().try_into();
-        Fingerprint(bytes.expect("a SHA-256 digest has 32 bytes"))
+        Fingerprint::of(&self.der)
     }
 
     pub fn public_key(&self) -> Result<PublicKey, KeyError> {
@@ -121,11 +119,17 @@ impl PartialEq for Certificate {
 
 impl Eq for Certificate {}
 
-/// SHA-256 of a certificate, written in lower-case hexadecimal digits.
+/// SHA-256 of a certificate, or of a public key, written in lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        let bytes = digest.as_ref().try_into();
+        Self(bytes.expect("a SHA-256 digest has 32 bytes"))
+    }
+
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

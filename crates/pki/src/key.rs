@@ -22,6 +22,7 @@ use x509_parser::public_key::PublicKey as ParsedKey;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
+use crate::certificate::Fingerprint;
 use crate::pem::{self, PemError};
 
 /// The longest private key file that is read, in bytes; an RSA key of 4096
@@ -256,6 +257,11 @@ impl PublicKey {
 
     pub fn kind(&self) -> KeyKind {
         self.kind
+    }
+
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.spki)
     }
 
     /// SubjectPublicKeyInfo (RFC 5280, 4.1) in DER.
