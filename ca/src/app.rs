@@ -12,6 +12,7 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Condition;
 use bulkhead_runtime::{drain, http_server};
+use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::admission::{self, Admission, Places};
@@ -20,10 +21,12 @@ use crate::authenticate::jwks::JwksVerifier;
 use crate::authenticate::token_review::TokenReviewer;
 use crate::config::{AuthenticationSource, Config, StoreLocation};
 use crate::issuer::Issuer;
-use crate::issuer::self_signed::SelfSigned;
+use crate::issuer::rotating::{Given, RotatingIssuer, Steering};
 use crate::metrics::Metrics;
 use crate::openid::Discovery;
 use crate::presence::{self, Presence};
+use crate::rotation::orders::{FileOrders, NoOrders, Orders};
+use crate::rotation::reports::Reports;
 use crate::server::{self, Server};
 use crate::service::CaService;
 use crate::serving::ServingTls;
@@ -89,13 +92,16 @@ impl App {
         let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
         let presence = Presence::begin(&config, kube.clone(), &clock, &drain);
         let issuer = Arc::new(
-            SelfSigned::open(
-                store(&config, kube.clone()).await?,
-                config.trust_domain.clone(),
-                config.lifetimes,
-                clock.clone(),
-                metrics.clone(),
-            )
+            RotatingIssuer::open(Given {
+                store: store(&config, kube.clone()).await?,
+                trust_domain: config.trust_domain.clone(),
+                lifetimes: config.lifetimes,
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                upstream: None,
+                settle: config.rotation_pause,
+                steering: steering(&config, presence.as_ref(), &clock),
+            })
             .await?,
         );
         tokio::spawn(Arc::clone(&issuer).run(drain.clone()));
@@ -252,6 +258,27 @@ async fn authenticator(
             tokio::spawn(Arc::clone(&verifier).follow_file(drain.clone()));
             Ok(verifier)
         }
+    }
+}
+
+/// Who says how a rotation goes: the API server where the authorities are kept
+/// there; else a file beside them, and what workloads say to this CA.
+fn steering(config: &Config, presence: Option<&Presence>, clock: &Clock) -> Steering {
+    if let Some(presence) = presence {
+        return Steering {
+            holders: presence.holders(),
+            orders: presence.orders(),
+            leads: presence.held().watch(),
+        };
+    }
+    let orders: Arc<dyn Orders> = match &config.store {
+        StoreLocation::Directory(path) => Arc::new(FileOrders::new(path)),
+        StoreLocation::Secret { .. } => Arc::new(NoOrders),
+    };
+    Steering {
+        holders: Arc::new(Reports::new(config.lifetimes.max, clock.clone())),
+        orders,
+        leads: watch::Sender::new(true).subscribe(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bulkhead_pki::bundle::BundleId;
 use bulkhead_proto::ca::metadata;
 use tonic::metadata::MetadataMap;
 
@@ -41,6 +42,11 @@ impl Claims {
                 .and_then(|text| text.parse().ok())
                 .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds))),
         }
+    }
+
+    /// The bundle that it holds, by name.
+    pub fn bundle(&self) -> Option<BundleId> {
+        self.trust_bundle.as_deref()?.parse().ok()
     }
 
     /// How much of a hurry the caller is in.

@@ -12,6 +12,8 @@ use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE, default_trust_domain};
 use bulkhead_core::{duration, ports};
 use bulkhead_pki::serving::ServerName;
 
+use crate::rotation::SETTLE;
+
 /// The names of the variables.
 pub mod name {
     pub const TRUST_DOMAIN: &str = "BULKHEAD_CA_TRUST_DOMAIN";
@@ -29,6 +31,7 @@ pub mod name {
     pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
     pub const JWT_ISSUER: &str = "BULKHEAD_CA_JWT_ISSUER";
+    pub const ROTATION_PAUSE: &str = "BULKHEAD_CA_ROTATION_PAUSE";
     pub const TRUST_BUNDLE_CONFIG_MAP: &str = "BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP";
     pub const INSTANCE: &str = "BULKHEAD_CA_INSTANCE";
     pub const POD_CERTIFICATES: &str = "BULKHEAD_CA_POD_CERTIFICATES";
@@ -65,6 +68,9 @@ pub struct Config {
     pub authentication: AuthenticationSource,
     pub tokens: TokenRules,
     pub lifetimes: Lifetimes,
+    /// How long nothing must have changed before a root begins to sign, or
+    /// leaves the trust bundle.
+    pub rotation_pause: Duration,
     /// Who JWT-SVIDs say that they are from: the https URL under which others
     /// find their keys by OpenID Connect discovery.
     pub jwt_issuer: Option<String>,
@@ -190,6 +196,7 @@ impl Config {
                 intermediate: 365 * DAY,
             },
             jwt_issuer: None,
+            rotation_pause: SETTLE,
             trust_bundle_config_map: in_cluster.then(|| TRUST_BUNDLE_CONFIG_MAP.to_owned()),
             instance: "bulkhead-ca".to_owned(),
             pod_certificates: false,
@@ -252,6 +259,7 @@ impl Config {
                 allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
             },
             lifetimes,
+            rotation_pause: read_rotation_pause(&settings),
             jwt_issuer: settings.parsed(name::JWT_ISSUER, read_issuer),
             trust_bundle_config_map,
             instance: settings.or(name::INSTANCE, default.instance),
@@ -285,6 +293,16 @@ fn read_loopback(text: &str) -> Result<SocketAddr, String> {
 fn needs_api_server(store: &StoreLocation, authentication: &AuthenticationSource) -> bool {
     *authentication == AuthenticationSource::Kubernetes
         || matches!(store, StoreLocation::Secret { .. })
+}
+
+/// Shorter than the default, the other replicas and the reports may be behind.
+fn read_rotation_pause(settings: &Settings<'_>) -> Duration {
+    let pause = settings.parsed(name::ROTATION_PAUSE, duration::parse);
+    let pause = pause.unwrap_or(SETTLE);
+    if pause < SETTLE {
+        settings.reject(name::ROTATION_PAUSE, "must be 30 seconds at least");
+    }
+    pause
 }
 
 /// The name of the ConfigMap, or `none`.

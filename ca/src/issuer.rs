@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_pki::authority::AuthorityError;
-use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::bundle::{BundleId, TrustBundle};
+use bulkhead_pki::certificate::Fingerprint;
 use bulkhead_pki::jwt::JwtKey;
 use bulkhead_pki::serving::{ServerName, ServingCertificate, ServingError};
 use bulkhead_pki::svid::SvidChain;
@@ -16,7 +17,7 @@ use crate::vet::VettedCsr;
 
 use self::status::Status;
 
-pub mod self_signed;
+pub mod rotating;
 pub mod status;
 
 /// Signs for workloads, and for this server itself.
@@ -25,6 +26,10 @@ pub trait Issuer: Send + Sync + 'static {
     /// Issues the vetted identity for the vetted key. The certificate may be
     /// valid for less than `lifetime`, never for more.
     async fn issue(&self, csr: &VettedCsr, lifetime: Duration) -> Result<Issued, IssueError>;
+
+    /// Is told which trust bundle somebody claims to hold, before it is given
+    /// another certificate.
+    fn claimed(&self, _holder: &str, _bundle: BundleId) {}
 
     /// Issues a certificate that clients with the mesh's roots verify by name.
     async fn issue_serving(
@@ -57,6 +62,11 @@ pub struct Issued {
     pub intermediates_pem: Arc<[String]>,
     /// All trust roots in PEM.
     pub roots_pem: Arc<str>,
+    /// The name of the set of these roots, and which version of the bundle.
+    pub bundle: BundleId,
+    pub sequence: u64,
+    /// The root that the chain leads to.
+    pub signing_root: Fingerprint,
 }
 
 impl Issued {

@@ -24,11 +24,12 @@
 //! - [`issuer`]: what signs.
 //! - [`upstream`]: who signs above us; the place for another.
 //! - [`rotation`]: how roots and intermediates follow each other.
-//! - [`store`]: where root and intermediate are kept.
+//! - [`keyring`]: all of them with their keys; [`store`]: where they are kept.
 //! - [`trust_bundle`]: the roots, where pods find them.
 //! - [`status`]: the CertificateAuthority object; [`presence`]: all that there is of
 //!   the CA in the API server.
 //! - [`pod_certificate`]: a signer of Kubernetes' own requests.
+//! - [`steer`]: the subcommands that order a rotation in a directory.
 //! - [`serving`]: this server's own certificate.
 //! - [`audit`], [`metrics`], [`admin`]: what is told about it all.
 //!
@@ -69,6 +70,7 @@ pub mod authenticate;
 pub mod claims;
 pub mod config;
 pub mod issuer;
+pub mod keyring;
 pub mod metrics;
 pub mod openid;
 pub mod pod_certificate;
@@ -79,6 +81,7 @@ pub mod server;
 pub mod service;
 pub mod serving;
 pub mod status;
+pub mod steer;
 pub mod store;
 pub mod trust_bundle;
 pub mod upstream;

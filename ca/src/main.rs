@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
-use bulkhead_ca::config::Config;
+use bulkhead_ca::config::{Config, StoreLocation, name};
+use bulkhead_ca::steer::{Wish, steer};
 use bulkhead_core::duration;
 use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE};
 use bulkhead_runtime::clock::Clock;
@@ -30,6 +31,29 @@ struct CommandLine {
 enum Command {
     /// Signs a token for a workload outside Kubernetes, and prints it.
     Token(TokenArguments),
+    /// Rotates the root of a CA that keeps its keys in a directory.
+    Root(RootArguments),
+}
+
+#[derive(Args)]
+struct RootArguments {
+    /// Where the CA keeps its keys, as in BULKHEAD_CA_STORE: directory:PATH.
+    #[arg(long, env = name::STORE)]
+    store: StoreLocation,
+    #[command(subcommand)]
+    wish: RootWish,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum RootWish {
+    /// Begins a rotation to a new root, unless one is under way.
+    Rotate,
+    /// Goes back to the old root, as long as that is not retired.
+    Undo,
+    /// Goes on although workloads lack the new root; they are cut off.
+    Force,
+    /// Shows all roots, intermediates and token keys.
+    Status,
 }
 
 #[derive(Args)]
@@ -59,6 +83,7 @@ fn main() -> anyhow::Result<()> {
     custody::forbid_memory_copies().context(custody::FAILED)?;
     match CommandLine::parse().command {
         Some(Command::Token(arguments)) => token(arguments),
+        Some(Command::Root(arguments)) => root(&arguments),
         None => serve(),
     }
 }
@@ -125,5 +150,22 @@ fn token(arguments: TokenArguments) -> anyhow::Result<()> {
         lifetime: arguments.lifetime,
     };
     println!("{}", issuer.mint(&request, Clock::system().now())?);
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what was ordered is this command's output"
+)]
+fn root(arguments: &RootArguments) -> anyhow::Result<()> {
+    let wish = match arguments.wish {
+        RootWish::Rotate => Wish::Rotate,
+        RootWish::Undo => Wish::Undo,
+        RootWish::Force => Wish::Force,
+        RootWish::Status => Wish::Status,
+    };
+    let now = Clock::system().now();
+    let said = runtime()?.block_on(steer(&arguments.store, wish, now))?;
+    print!("{said}");
     Ok(())
 }

@@ -10,6 +10,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::issuer::status::{Phase, Status};
+use crate::rotation::slots::{Authority, Slots};
+
 /// Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -21,6 +24,9 @@ pub struct Metrics {
     call_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     expiry: Family<CertificateLabel, Gauge>,
     connections: Gauge,
+    rotation: Family<PhaseLabel, Gauge>,
+    rotation_workloads: Family<WorkloadsLabel, Gauge>,
+    upstream_failing: Gauge,
     pub handshake_failures: Counter,
     pub connections_refused: Counter,
     queue_seconds: Family<QueueLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
@@ -62,6 +68,18 @@ impl Drop for Counted {
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct CertificateLabel {
     certificate: &'static str,
+    generation: u64,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct WorkloadsLabel {
+    state: &'static str,
 }
 
 impl Metrics {
@@ -74,6 +92,9 @@ impl Metrics {
             reasons: _,
             call_seconds,
             expiry,
+            rotation,
+            rotation_workloads,
+            upstream_failing,
             connections,
             handshake_failures,
             connections_refused,
@@ -109,6 +130,21 @@ impl Metrics {
                 "bulkhead_ca_certificate_expiry_timestamp_seconds",
                 "When the CA's own certificates expire, in seconds since 1970",
                 expiry,
+            );
+            registry.register(
+                "bulkhead_ca_rotation_phase",
+                "1 for the phase that the rotation of the root is in, 0 for the others",
+                rotation,
+            );
+            registry.register(
+                "bulkhead_ca_rotation_workloads",
+                "Workloads that are known, that hold the trust bundle, and that renewed under the signing root",
+                rotation_workloads,
+            );
+            registry.register(
+                "bulkhead_ca_upstream_failing",
+                "1 while the upstream issuer does not sign, else 0",
+                upstream_failing,
             );
             registry.register(
                 "bulkhead_ca_connections",
@@ -198,12 +234,81 @@ impl Metrics {
         self.call_seconds.inc_by(time.as_secs_f64());
     }
 
-    /// Notes when one of the CA's own certificates expires.
-    pub fn expires(&self, certificate: &'static str, not_after: SystemTime) {
+    /// Notes when this server's own certificate expires.
+    pub fn serving_expires(&self, not_after: SystemTime) {
+        self.expires(SERVING, 0, "active", not_after);
+    }
+
+    /// Notes when the CA's authorities expire: those that are not gone, in place
+    /// of what was noted before.
+    pub fn authorities(&self, before: Option<&Slots>, slots: &Slots) {
+        for (kind, authority) in before.into_iter().flat_map(with_kinds) {
+            let (generation, state) = (authority.generation, authority.state.as_str());
+            let label = CertificateLabel {
+                certificate: kind,
+                generation,
+                state,
+            };
+            self.expiry.remove(&label);
+        }
+        for (kind, authority) in with_kinds(slots) {
+            if !authority.is_gone() {
+                let (generation, state) = (authority.generation, authority.state.as_str());
+                self.expires(kind, generation, state, authority.not_after);
+            }
+        }
+    }
+
+    /// Notes how far a rotation is.
+    pub fn rotation(&self, status: &Status) {
+        for phase in Phase::ALL {
+            let phase_is = i64::from(phase == status.phase);
+            let phase = phase.as_str();
+            self.rotation
+                .get_or_create(&PhaseLabel { phase })
+                .set(phase_is);
+        }
+        let holders = &status.holders;
+        for (state, count) in [
+            ("known", holders.total),
+            ("holding", holders.holding),
+            ("renewed", holders.renewed),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            let gauge = self
+                .rotation_workloads
+                .get_or_create(&WorkloadsLabel { state });
+            gauge.set(count);
+        }
+        let is_failing = i64::from(status.upstream.failure.is_some());
+        self.upstream_failing.set(is_failing);
+    }
+
+    fn expires(
+        &self,
+        certificate: &'static str,
+        generation: u64,
+        state: &'static str,
+        not_after: SystemTime,
+    ) {
         let since = not_after.duration_since(SystemTime::UNIX_EPOCH);
         let seconds = i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX);
-        self.expiry
-            .get_or_create(&CertificateLabel { certificate })
-            .set(seconds);
+        let label = CertificateLabel {
+            certificate,
+            generation,
+            state,
+        };
+        self.expiry.get_or_create(&label).set(seconds);
     }
 }
+
+fn with_kinds(slots: &Slots) -> impl Iterator<Item = (&'static str, &Authority)> {
+    let roots = slots.roots.iter().map(|slot| ("root", &slot.authority));
+    let intermediates = slots.intermediates.iter();
+    let intermediates = intermediates.map(|slot| ("intermediate", &slot.authority));
+    let token_keys = slots.token_keys.iter().map(|slot| ("jwt", &slot.authority));
+    roots.chain(intermediates).chain(token_keys)
+}
+
+/// The label of this server's own certificate.
+const SERVING: &str = "serving";

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bulkhead_pki::csr::{CsrError, ParsedCsr};
 use bulkhead_pki::jwt::{AudienceError, JwtError};
 use bulkhead_pki::key::KeyError;
-use bulkhead_proto::ca::{CertificateRequest, IstioCertificateService};
+use bulkhead_proto::ca::{CertificateRequest, IstioCertificateService, metadata};
 use bulkhead_proto::generated::{IstioCertificateRequest, IstioCertificateResponse};
 use bulkhead_proto::retry;
 use bulkhead_runtime::clock::Clock;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Response, Status};
 
 use crate::admission::Admission;
@@ -49,6 +49,9 @@ impl CaService {
         let csr = ParsedCsr::from_pem(&request.csr)?;
         let vetted = vet(&caller, &csr, request.on_behalf_of.as_deref())?;
         let wish = request.lifetime.unwrap_or(self.lifetimes.default);
+        if let Some(bundle) = record.claims().bundle() {
+            self.issuer.claimed(vetted.holder(), bundle);
+        }
         let issued = self
             .issuer
             .issue(&vetted, wish.min(self.lifetimes.max))
@@ -75,14 +78,19 @@ impl IstioCertificateService for CaService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
+        let (headers, extensions, message) = request.into_parts();
         let peer = Peer::of_call(&extensions)?;
-        let mut record = Record::begin(peer.address(), Claims::read(&metadata), &self.metrics);
-        let certified = self.certify(&metadata, peer, message.into(), &mut record);
+        let mut record = Record::begin(peer.address(), Claims::read(&headers), &self.metrics);
+        let certified = self.certify(&headers, peer, message.into(), &mut record);
         match certified.await {
             Ok(issued) => {
                 record.issued(&issued);
-                Ok(Response::new(issued.to_answer().into()))
+                let mut answer = Response::new(issued.to_answer().into());
+                let sequence = MetadataValue::from(issued.sequence);
+                answer
+                    .metadata_mut()
+                    .insert(metadata::TRUST_BUNDLE_SEQUENCE, sequence);
+                Ok(answer)
             }
             Err(refusal) => {
                 let status = refusal.to_status(record.id());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use bulkhead_pki::certificate::Fingerprint;
 use bulkhead_pki::renewal;
 use bulkhead_pki::serving::{ServerName, TlsError};
 use bulkhead_runtime::backoff::jitter;
@@ -39,6 +40,8 @@ struct Current {
     config: Arc<ServerConfig>,
     renew_at: SystemTime,
     not_after: SystemTime,
+    /// The root that signed when this was issued.
+    root: Fingerprint,
 }
 
 impl ServingTls {
@@ -70,9 +73,11 @@ impl ServingTls {
     /// Renews in time, until the drain starts.
     pub async fn run(self: Arc<Self>, mut drain: drain::Watch) {
         let mut ticks = tokio::time::interval(LOOK);
+        let mut roots = self.issuer.roots_pem();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                Ok(()) = roots.changed() => {}
                 () = drain.started() => return,
             }
             if let Err(error) = self.renew_if_due().await {
@@ -84,11 +89,15 @@ impl ServingTls {
         }
     }
 
-    /// Renews the certificate if its time has come.
+    /// Renews the certificate if its time has come, or if another root signs:
+    /// the one that it is under may leave the trust bundle of clients.
     pub async fn renew_if_due(&self) -> Result<(), ServingTlsError> {
-        if self.clock.now() < self.current.load().renew_at {
+        let current = self.current.load();
+        let is_signed_by_the_same = signing_root(self.issuer.as_ref()) == current.root;
+        if self.clock.now() < current.renew_at && is_signed_by_the_same {
             return Ok(());
         }
+        drop(current);
         let next = issue(self.issuer.as_ref(), &self.names, &self.metrics).await?;
         self.current.store(Arc::new(next));
         tracing::info!("this server's own certificate was due and is renewed");
@@ -101,14 +110,22 @@ async fn issue(
     names: &[ServerName],
     metrics: &Metrics,
 ) -> Result<Current, ServingTlsError> {
+    // Asked for first: if it changes in between, this is renewed once more.
+    let root = signing_root(issuer);
     let certificate = issuer.issue_serving(names, LIFETIME).await?;
     let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
-    metrics.expires("serving", not_after);
+    metrics.serving_expires(not_after);
     Ok(Current {
         config: certificate.server_config(ALPN)?,
         renew_at: renewal::point(not_before, not_after, jitter()),
         not_after,
+        root,
     })
+}
+
+/// The root that signs is the first of the bundle.
+fn signing_root(issuer: &dyn Issuer) -> Fingerprint {
+    issuer.trust_bundle().roots().certificates()[0].fingerprint()
 }
 
 /// Why this server has no certificate.

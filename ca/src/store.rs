@@ -1,4 +1,4 @@
-//! Where root and intermediate are kept: a directory ([`directory`]) or a
+//! Where keys and certificates are kept: a directory ([`directory`]) or a
 //! Kubernetes Secret ([`secret`]), behind one trait.
 //!
 //! A store holds a handful of small files that change together: whoever reads
@@ -9,30 +9,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use bulkhead_core::identity::TrustDomain;
-use bulkhead_pki::authority::{Authority, AuthorityError};
+use bulkhead_pki::authority::AuthorityError;
+use bulkhead_pki::bundle::BundleError;
 use bulkhead_pki::bundle::document::DocumentError;
-use bulkhead_pki::bundle::{BundleError, Roots};
-use bulkhead_pki::certificate::{Certificate, CertificateError};
-use bulkhead_pki::key::{KeyError, PrivateKey};
+use bulkhead_pki::certificate::CertificateError;
+use bulkhead_pki::key::KeyError;
 use zeroize::Zeroizing;
 
 pub mod directory;
 pub mod secret;
 
-/// The names of the files.
-mod file {
-    pub(super) const ROOT_CERTIFICATE: &str = "root.crt";
-    pub(super) const ROOT_KEY: &str = "root.key";
-    pub(super) const INTERMEDIATE_CERTIFICATE: &str = "intermediate.crt";
-    pub(super) const INTERMEDIATE_KEY: &str = "intermediate.key";
-}
-
 /// The file with all trust roots, which others may read.
 pub const ROOTS: &str = "roots.pem";
 
-/// The longest chain of signing certificates, in bytes of PEM.
-const MAX_CHAIN_PEM: usize = 64 * 1024;
+/// The file with the same as a SPIFFE bundle.
+pub const BUNDLE: &str = "bundle.json";
 
 /// Files by name. Some are keys, so their memory is wiped.
 pub type Files = BTreeMap<String, Zeroizing<String>>;
@@ -74,89 +65,11 @@ pub enum Written {
     Overtaken,
 }
 
-/// What the files hold.
-#[derive(Debug)]
-pub struct Authorities {
-    pub root: Authority,
-    pub intermediate: Authority,
-    /// Every root that workloads are to trust.
-    pub roots: Roots,
-}
-
-impl Authorities {
-    pub fn from_files(trust_domain: &TrustDomain, files: &Files) -> Result<Self, StoreError> {
-        let text = |name: &'static str| {
-            let text = files.get(name).ok_or(StoreError::Missing(name))?;
-            Ok::<_, StoreError>(text.as_str())
-        };
-        let roots = Roots::from_pem(text(ROOTS)?)?;
-        let authority = |certificate, key| {
-            let chain = Certificate::all_from_pem(text(certificate)?, MAX_CHAIN_PEM)?;
-            let key = PrivateKey::from_pem(text(key)?)?;
-            Ok::<_, StoreError>(Authority::from_parts(trust_domain, chain, key, &roots)?)
-        };
-        Ok(Self {
-            root: authority(file::ROOT_CERTIFICATE, file::ROOT_KEY)?,
-            intermediate: authority(file::INTERMEDIATE_CERTIFICATE, file::INTERMEDIATE_KEY)?,
-            roots,
-        })
-    }
-
-    pub fn to_files(&self) -> Result<Files, StoreError> {
-        let chain = |authority: &Authority| -> Zeroizing<String> {
-            let intermediates = authority.intermediates().iter();
-            Zeroizing::new(if authority.intermediates().is_empty() {
-                authority.certificate().to_pem()
-            } else {
-                intermediates.map(Certificate::to_pem).collect()
-            })
-        };
-        let files = [
-            (file::ROOT_CERTIFICATE, chain(&self.root)),
-            (file::ROOT_KEY, self.root.key().to_pem()?),
-            (file::INTERMEDIATE_CERTIFICATE, chain(&self.intermediate)),
-            (file::INTERMEDIATE_KEY, self.intermediate.key().to_pem()?),
-            (ROOTS, Zeroizing::new(self.roots.to_pem())),
-        ];
-        Ok(files
-            .into_iter()
-            .map(|(name, text)| (name.to_owned(), text))
-            .collect())
-    }
-}
-
-/// What is stored, or what `make` makes of an empty store. Of two replicas that
-/// find it empty at the same instant, both end up with what one of them made.
-pub async fn load_or_create(
-    store: &dyn Store,
-    trust_domain: &TrustDomain,
-    make: impl FnOnce() -> Result<Authorities, StoreError>,
-) -> Result<Authorities, StoreError> {
-    if let Some(stored) = store.load().await? {
-        return Authorities::from_files(trust_domain, &stored.files);
-    }
-    let made = make()?;
-    match store.write(&made.to_files()?, None).await? {
-        Written::Done => {
-            tracing::info!(
-                root = made.root.certificate().serial(),
-                "there was no root yet: made one, and an intermediate below it"
-            );
-            Ok(made)
-        }
-        Written::Overtaken => {
-            let stored = store.load().await?.ok_or(StoreError::Vanished)?;
-            tracing::info!("another replica made a root at the same time: using that one");
-            Authorities::from_files(trust_domain, &stored.files)
-        }
-    }
-}
-
 /// Why keys could not be read or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the CA's store lacks {0}: was a part of it deleted?")]
-    Missing(&'static str),
+    Missing(String),
     #[error("the CA's store was emptied while it was in use")]
     Vanished,
     #[error("using {path} in the CA's directory failed: {error}")]
@@ -193,6 +106,12 @@ pub enum StoreError {
     Key(#[from] KeyError),
     #[error("the CA's certificates and keys do not fit together: {0}")]
     Authority(#[from] AuthorityError),
+    #[error("the CA's store holds a state.json that cannot be read: {0}")]
+    State(#[source] serde_json::Error),
+    #[error("{0} in the CA's store is not what state.json says: was it replaced by hand?")]
+    Foreign(String),
+    #[error("the CA's store holds nothing that could sign: was a part of it deleted?")]
+    NothingSigns,
     #[error("writing the trust bundle failed: {0}")]
     Document(#[from] DocumentError),
 }

@@ -12,12 +12,18 @@ use crate::authenticate::Caller;
 pub struct VettedCsr {
     id: SpiffeId,
     csr: ParsedCsr,
+    holder: String,
 }
 
 impl VettedCsr {
     /// The identity to issue.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// Who will hold the certificate: the identity, and which of its instances.
+    pub fn holder(&self) -> &str {
+        &self.holder
     }
 
     /// The key to issue it for.
@@ -53,7 +59,15 @@ pub fn vet(
     Ok(VettedCsr {
         id: caller.id().clone(),
         csr: csr.clone(),
+        holder: holder(caller),
     })
+}
+
+fn holder(caller: &Caller) -> String {
+    match caller.pod() {
+        Some(pod) => format!("{} {}", caller.id(), pod.name),
+        None => caller.id().to_string(),
+    }
 }
 
 /// A hostile name may be long; its beginning tells enough.

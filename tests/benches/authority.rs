@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
 use bulkhead_ca::config::name;
+use bulkhead_ca::keyring::Keyring;
+use bulkhead_ca::store::Store as _;
 use bulkhead_ca::store::directory::Directory;
-use bulkhead_ca::store::{Authorities, Store as _};
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::sidecar::{TOKEN_AUDIENCE, default_trust_domain};
 use bulkhead_pki::authority::Authority;
@@ -85,13 +86,14 @@ impl RunningCa {
         process.ready(ask).await?;
         let stored = Directory::open(store)?.load().await?;
         let stored = stored.context("the CA serves before it has stored its keys")?;
-        let stored = Authorities::from_files(&default_trust_domain(), &stored.files)?;
-        std::fs::write(directory.join("roots.pem"), stored.roots.to_pem())?;
+        let keyring = Keyring::from_files(&default_trust_domain(), &stored.files)?;
+        let bundle = keyring.bundle()?;
+        std::fs::write(directory.join("roots.pem"), bundle.to_pem())?;
         Ok(Self {
             process,
             address,
-            authority: stored.intermediate,
-            roots: stored.roots,
+            authority: keyring.signer()?,
+            roots: bundle.roots().clone(),
             issuer,
             directory: directory.to_owned(),
         })

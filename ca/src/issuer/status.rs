@@ -43,6 +43,15 @@ pub enum Phase {
 }
 
 impl Phase {
+    pub const ALL: [Self; 6] = [
+        Self::Settled,
+        Self::Publishing,
+        Self::Switching,
+        Self::Renewing,
+        Self::Retiring,
+        Self::Blocked,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Settled => "Settled",

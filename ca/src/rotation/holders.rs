@@ -10,11 +10,22 @@ use std::time::SystemTime;
 use bulkhead_pki::bundle::BundleId;
 use bulkhead_pki::certificate::Fingerprint;
 
+use crate::issuer::Issued;
+
 /// Knows what workloads hold.
 pub trait Holders: Send + Sync + 'static {
     /// Compares what every workload holds with a trust bundle and with the root
     /// that is to have signed its certificate.
     fn report(&self, bundle: &BundleId, signing_root: &Fingerprint) -> HolderReport;
+
+    /// Is told that there was no root before now: nobody has a certificate yet.
+    fn begins(&self) {}
+
+    /// Is told which bundle somebody claims to hold.
+    fn claimed(&self, _who: &str, _bundle: BundleId) {}
+
+    /// Is told what somebody was given.
+    fn issued(&self, _to: &str, _issued: &Issued) {}
 }
 
 /// What workloads hold, compared with what they should.

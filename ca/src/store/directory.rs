@@ -4,8 +4,8 @@
 //! <directory>/             0700
 //!   current -> version-3   swapped by one rename
 //!   version-3/             0700
-//!     root.crt root.key intermediate.crt intermediate.key roots.pem   0600
-//!   roots.pem              0644, a copy for whoever hands out trust
+//!     state.json root-1.crt root-1.key ... roots.pem bundle.json   0600
+//!   roots.pem bundle.json  0644, copies for whoever hands out trust
 //!   lock                   held while reading (shared) or writing
 //! ```
 //!
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::{Files, ROOTS, Store, StoreError, Stored, Version, Written};
+use super::{BUNDLE, Files, ROOTS, Store, StoreError, Stored, Version, Written};
 
 const CURRENT: &str = "current";
 const LOCK: &str = "lock";
@@ -90,8 +90,10 @@ impl Directory {
         }
         sync_directory(&directory)?;
         self.switch_to(&next)?;
-        if let Some(roots) = files.get(ROOTS) {
-            self.publish_roots(roots)?;
+        for name in [ROOTS, BUNDLE] {
+            if let Some(text) = files.get(name) {
+                self.publish(name, text)?;
+            }
         }
         sync_directory(&self.path)?;
         if let Some(current) = current {
@@ -110,12 +112,12 @@ impl Directory {
         std::fs::rename(&unfinished, &link).map_err(at(&link))
     }
 
-    /// The roots are no secret; this copy is for whoever installs them.
-    fn publish_roots(&self, roots: &str) -> Result<(), StoreError> {
-        let path = self.path.join(ROOTS);
-        let unfinished = self.path.join(format!("{ROOTS}.new"));
+    /// The trust bundle is no secret; this copy is for whoever installs it.
+    fn publish(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let path = self.path.join(name);
+        let unfinished = self.path.join(format!("{name}.new"));
         remove_if_there(&unfinished, |path| std::fs::remove_file(path))?;
-        write_new(&unfinished, roots.as_bytes(), PUBLIC_FILE).map_err(at(&unfinished))?;
+        write_new(&unfinished, text.as_bytes(), PUBLIC_FILE).map_err(at(&unfinished))?;
         std::fs::rename(&unfinished, &path).map_err(at(&path))
     }
 

@@ -82,7 +82,7 @@ async fn nothing_that_is_logged_holds_a_secret() {
         token.rsplit('.').next().unwrap().to_owned(),
         key.to_pem().unwrap().to_string(),
     ];
-    for name in ["root.key", "intermediate.key"] {
+    for name in ["root-1.key", "intermediate-1.key", "jwt-1.key"] {
         secrets.push(std::fs::read_to_string(store.join(name)).unwrap());
     }
     for secret in secrets {

@@ -7,17 +7,14 @@ use std::time::Duration;
 use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::authenticate::local_issuer::LocalIssuer;
 use bulkhead_ca::issuer::Issuer;
-use bulkhead_ca::issuer::self_signed::SelfSigned;
+use bulkhead_ca::issuer::rotating::RotatingIssuer;
 use bulkhead_ca::metrics::Metrics;
 use bulkhead_ca::serving::ServingTls;
-use bulkhead_ca::store::Store;
-use bulkhead_ca::store::directory::Directory;
-use bulkhead_core::sidecar::default_trust_domain;
 use bulkhead_pki::serving::ServerName;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 
-use crate::support::{Ca, Client, DAY, ISSUER, Place, now, request, token_for_cart};
+use crate::support::{Ca, Client, DAY, ISSUER, Place, issuer, now, request, token_for_cart};
 
 async fn start(place: &Place) -> App {
     App::start(place.config(), Dependencies::default())
@@ -59,11 +56,11 @@ async fn replicas_that_start_at_the_same_instant_agree_on_one_root() {
 async fn keys_that_others_can_read_are_not_used() {
     let place = Place::new();
     start(&place).await.drain(Duration::from_secs(5)).await;
-    let key = place.store().join("current/intermediate.key");
+    let key = place.store().join("current/intermediate-1.key");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
     let refused = App::start(place.config(), Dependencies::default()).await;
     let error = refused.err().unwrap().to_string();
-    assert!(error.contains("intermediate.key"), "{error}");
+    assert!(error.contains("intermediate-1.key"), "{error}");
     assert!(error.contains("644"), "{error}");
 }
 
@@ -72,59 +69,56 @@ async fn parts_that_do_not_fit_together_are_not_used() {
     let place = Place::new();
     start(&place).await.drain(Duration::from_secs(5)).await;
     let current = place.store().join("current");
-    std::fs::copy(current.join("root.key"), current.join("intermediate.key")).unwrap();
+    std::fs::copy(
+        current.join("root-1.key"),
+        current.join("intermediate-1.key"),
+    )
+    .unwrap();
     let refused = App::start(place.config(), Dependencies::default()).await;
     let error = refused.err().unwrap().to_string();
     assert!(error.contains("do not fit together"), "{error}");
-    std::fs::remove_file(current.join("roots.pem")).unwrap();
+    std::fs::remove_file(current.join("state.json")).unwrap();
     let refused = App::start(place.config(), Dependencies::default()).await;
     let error = refused.err().unwrap().to_string();
-    assert!(error.contains("lacks roots.pem"), "{error}");
-}
-
-/// An issuer on the place's store, by a clock that is moved by hand.
-async fn issuer(place: &Place, clock: &Clock) -> Arc<SelfSigned> {
-    let store: Box<dyn Store> = Box::new(Directory::open(place.store()).unwrap());
-    let lifetimes = place.config().lifetimes;
-    let issuer = SelfSigned::open(
-        store,
-        default_trust_domain(),
-        lifetimes,
-        clock.clone(),
-        Metrics::default(),
-    );
-    Arc::new(issuer.await.unwrap())
+    assert!(error.contains("lacks state.json"), "{error}");
 }
 
 /// The certificate that signs, as a chain to be presented has it.
-async fn signer(issuer: &SelfSigned) -> String {
+async fn signer(issuer: &RotatingIssuer) -> String {
     let name = [ServerName::parse("a.b").unwrap()];
     let certificate = issuer.issue_serving(&name, DAY).await.unwrap();
     let chain = certificate.chain_pem();
     chain.splitn(3, "-----BEGIN").nth(2).unwrap().to_owned()
 }
 
-#[tokio::test]
-async fn the_intermediate_is_renewed_at_two_thirds_of_its_life_and_replicas_follow() {
+#[tokio::test(start_paused = true)]
+async fn the_intermediate_is_renewed_at_half_of_its_life_and_replicas_follow() {
     let place = Place::new();
-    let clock = Clock::stopped_at(now());
+    let clock = Clock::paced_from(now());
     let one = issuer(&place, &clock).await;
     let two = issuer(&place, &clock).await;
     let (first, bundle) = (signer(&one).await, one.trust_bundle());
     assert_eq!(signer(&two).await, first);
 
-    clock.advance(240 * DAY);
-    one.follow_store().await.unwrap();
+    tokio::time::advance(182 * DAY).await;
+    one.look().await.unwrap();
     assert_eq!(signer(&one).await, first, "not due yet");
 
-    clock.advance(4 * DAY);
-    one.follow_store().await.unwrap();
+    tokio::time::advance(DAY).await;
+    one.look().await.unwrap();
+    assert_eq!(signer(&one).await, first, "the next is in the store");
+    tokio::time::advance(Duration::from_secs(61)).await;
+    one.look().await.unwrap();
     let second = signer(&one).await;
     assert_ne!(second, first);
     assert_eq!(signer(&two).await, first, "not seen yet, and still good");
-    two.follow_store().await.unwrap();
+    two.look().await.unwrap();
     assert_eq!(signer(&two).await, second);
-    assert_eq!(one.trust_bundle(), bundle, "the root is the same");
+    assert_eq!(
+        one.trust_bundle().roots(),
+        bundle.roots(),
+        "the root is the same"
+    );
 }
 
 #[tokio::test]
@@ -134,6 +128,10 @@ async fn an_intermediate_that_expired_while_nobody_ran_is_renewed_at_the_start()
     drop(issuer(&place, &clock).await);
     clock.advance(400 * DAY);
     let issuer = issuer(&place, &clock).await;
+    let names = [ServerName::parse("a.b").unwrap()];
+    let refused = issuer.issue_serving(&names, DAY).await.unwrap_err();
+    assert!(refused.to_string().contains("has expired"), "{refused}");
+    issuer.look().await.unwrap();
     assert!(!signer(&issuer).await.is_empty());
 }
 

@@ -14,7 +14,11 @@ mod keys;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
+mod real_rotation;
+#[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod rotation;
 #[cfg(test)]
 mod storm;
 #[cfg(test)]

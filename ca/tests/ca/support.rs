@@ -9,6 +9,12 @@ use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
 use bulkhead_ca::config::{AuthenticationSource, Config, StoreLocation};
+use bulkhead_ca::issuer::rotating::{Given, RotatingIssuer, Steering};
+use bulkhead_ca::metrics::Metrics;
+use bulkhead_ca::rotation::SETTLE;
+use bulkhead_ca::rotation::orders::FileOrders;
+use bulkhead_ca::rotation::reports::Reports;
+use bulkhead_ca::store::directory::Directory;
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::sidecar::default_trust_domain;
 use bulkhead_pki::bundle::Roots;
@@ -22,6 +28,7 @@ use bulkhead_runtime::monitoring::Monitoring;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
@@ -66,6 +73,26 @@ impl Place {
             ..Config::new(StoreLocation::Directory(self.store()), authentication)
         }
     }
+}
+
+/// An issuer on the place's store, by a clock that a test has in its hands.
+pub(crate) async fn issuer(place: &Place, clock: &Clock) -> Arc<RotatingIssuer> {
+    let lifetimes = place.config().lifetimes;
+    let given = Given {
+        store: Box::new(Directory::open(place.store()).unwrap()),
+        trust_domain: default_trust_domain(),
+        lifetimes,
+        clock: clock.clone(),
+        metrics: Metrics::default(),
+        upstream: None,
+        settle: SETTLE,
+        steering: Steering {
+            holders: Arc::new(Reports::new(lifetimes.max, clock.clone())),
+            orders: Arc::new(FileOrders::new(&place.store())),
+            leads: watch::Sender::new(true).subscribe(),
+        },
+    };
+    Arc::new(RotatingIssuer::open(given).await.unwrap())
 }
 
 /// A running CA with its place.

@@ -1,0 +1,263 @@
+//! The steps of a rotation, taken on keys and certificates. None is of effect
+//! before the keyring is stored.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bulkhead_pki::authority::Authority;
+use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::jwt::JwtKey;
+use bulkhead_pki::key::PrivateKey;
+
+use super::{IntermediateMaterial, Keyring, RootMaterial, describe};
+use crate::config::Lifetimes;
+use crate::issuer::status::AuthorityState as State;
+use crate::rotation::Step;
+use crate::rotation::slots::{self, Automatic, Intermediate, Root, TokenKey};
+use crate::store::StoreError;
+use crate::upstream::SignedChain;
+
+/// How long a key of JWT-SVIDs is good for, where intermediates are not good
+/// for less.
+const TOKEN_KEY_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl Keyring {
+    /// Takes a step of a CA whose roots are its own.
+    pub fn take(
+        &mut self,
+        step: &Step,
+        lifetimes: &Lifetimes,
+        ordered: Option<u64>,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        match *step {
+            Step::Begin => {
+                let root = self.make_root(State::Active, lifetimes.root, now)?;
+                self.make_intermediate(root, State::Active, lifetimes.intermediate, now)?;
+                self.make_token_key(lifetimes, now)?;
+                self.slots.bundle_changed(now);
+            }
+            Step::MakeRoot {
+                generation,
+                automatic,
+            } => {
+                self.make_root(State::Prepared, lifetimes.root, now)?;
+                self.slots.automatic = automatic.then_some(Automatic {
+                    generation,
+                    ordered,
+                });
+            }
+            Step::MakeIntermediate { root } => {
+                self.make_intermediate(root, State::Published, lifetimes.intermediate, now)?;
+            }
+            Step::MakeTokenKey => self.make_token_key(lifetimes, now)?,
+            Step::PublishRoot { generation } => self.slots.publish_root(generation, now),
+            Step::ActivateRoot { root, intermediate } => {
+                self.slots.activate_root(root, intermediate, now);
+            }
+            Step::RetireRoot { generation } => self.slots.retire_root(generation, now),
+            Step::ActivateIntermediate { generation } => {
+                self.slots.activate_intermediate(generation, now);
+            }
+            Step::RetireIntermediate { generation } => self.slots.retire_intermediate(generation),
+            Step::ActivateTokenKey { generation } => {
+                self.slots.activate_token_key(generation, now);
+            }
+            Step::RetireTokenKey { generation } => self.slots.retire_token_key(generation, now),
+            Step::Wait(_) => {}
+        }
+        self.destroy_what_is_gone();
+        Ok(())
+    }
+
+    /// Takes an intermediate that an upstream signed. One under a root that
+    /// nobody has heard of waits until that root is published and held.
+    pub fn take_signed(
+        &mut self,
+        key: PrivateKey,
+        signed: &SignedChain,
+        ordered: Option<u64>,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let chain = signed.chain.clone();
+        let authority =
+            Authority::from_parts(&self.trust_domain, chain, key.clone(), &signed.roots)?;
+        let is_first = self.slots.is_empty();
+        let signing = self.slot_of_upstream_root(authority.root(), is_first, now);
+        for root in &mut self.slots.roots {
+            root.listed = false;
+        }
+        for certificate in signed.roots.certificates() {
+            let generation = self.slot_of_upstream_root(certificate, is_first, now);
+            for root in &mut self.slots.roots {
+                root.listed |= root.authority.generation == generation;
+            }
+        }
+        let generation = self.slots.next_intermediate();
+        let state = if is_first {
+            State::Active
+        } else {
+            State::Published
+        };
+        let mut slot = describe(generation, state, authority.certificate(), now);
+        slot.not_after = authority.not_after();
+        self.slots.intermediates.push(Intermediate {
+            authority: slot,
+            root: signing,
+        });
+        let chain = authority.intermediates().to_vec();
+        let material = IntermediateMaterial { chain, key };
+        self.intermediates.insert(generation, material);
+        let active = self
+            .slots
+            .active_root()
+            .map(|root| root.authority.generation);
+        if active != Some(signing) {
+            self.slots.automatic = Some(Automatic {
+                generation: signing,
+                ordered,
+            });
+        }
+        if is_first {
+            self.slots.bundle_changed(now);
+        }
+        self.destroy_what_is_gone();
+        Ok(())
+    }
+
+    /// The generation of a root that an upstream told of. The first that is told
+    /// of signs at once: nobody trusts another yet.
+    fn slot_of_upstream_root(
+        &mut self,
+        certificate: &Certificate,
+        is_first: bool,
+        now: SystemTime,
+    ) -> u64 {
+        let known = self
+            .roots
+            .iter()
+            .find(|(_, root)| root.certificate == *certificate);
+        if let Some((generation, _)) = known {
+            return *generation;
+        }
+        let generation = self.slots.next_root();
+        let state = match (is_first, self.slots.active_root()) {
+            (true, None) => State::Active,
+            (true, Some(_)) => State::Published,
+            (false, _) => State::Prepared,
+        };
+        self.slots.roots.push(Root {
+            authority: describe(generation, state, certificate, now),
+            has_key: false,
+            listed: false,
+        });
+        let certificate = certificate.clone();
+        self.roots.insert(
+            generation,
+            RootMaterial {
+                certificate,
+                key: None,
+            },
+        );
+        generation
+    }
+
+    fn make_root(
+        &mut self,
+        state: State,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<u64, StoreError> {
+        let made = Authority::new_root(&self.trust_domain, lifetime, now)?;
+        let generation = self.slots.next_root();
+        self.slots.roots.push(Root {
+            authority: describe(generation, state, made.certificate(), now),
+            has_key: true,
+            listed: false,
+        });
+        let material = RootMaterial {
+            certificate: made.certificate().clone(),
+            key: Some(made.key().clone()),
+        };
+        self.roots.insert(generation, material);
+        Ok(generation)
+    }
+
+    fn make_intermediate(
+        &mut self,
+        root: u64,
+        state: State,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let made = self.root_authority(root)?.new_intermediate(lifetime, now)?;
+        let generation = self.slots.next_intermediate();
+        self.slots.intermediates.push(Intermediate {
+            authority: describe(generation, state, made.certificate(), now),
+            root,
+        });
+        let material = IntermediateMaterial {
+            chain: made.intermediates().to_vec(),
+            key: made.key().clone(),
+        };
+        self.intermediates.insert(generation, material);
+        Ok(())
+    }
+
+    /// The first signs at once: no token of this trust domain is about yet.
+    fn make_token_key(&mut self, lifetimes: &Lifetimes, now: SystemTime) -> Result<(), StoreError> {
+        let key = JwtKey::generate()?;
+        let generation = self.slots.next_token_key();
+        let state = match self.slots.active_token_key() {
+            None => State::Active,
+            Some(_) => State::Published,
+        };
+        let public_key = key.private_key().public_key();
+        self.slots.token_keys.push(TokenKey {
+            authority: slots::Authority {
+                generation,
+                state,
+                fingerprint: public_key.fingerprint().to_string(),
+                serial: key.id().to_owned(),
+                key_type: public_key.kind().to_string(),
+                made: now,
+                not_before: now,
+                not_after: now + TOKEN_KEY_LIFE.min(lifetimes.intermediate),
+                stopped: None,
+            },
+            public: key.jwk().clone(),
+        });
+        self.token_keys.insert(generation, Arc::new(key));
+        self.slots.bundle_changed(now);
+        Ok(())
+    }
+
+    /// Keys are wiped from memory here, and are gone from the store with the
+    /// next write.
+    fn destroy_what_is_gone(&mut self) {
+        let Self {
+            slots,
+            roots,
+            intermediates,
+            token_keys,
+            ..
+        } = self;
+        let is_live = |authority: &slots::Authority| !authority.is_gone();
+        roots.retain(|generation, _| {
+            slots
+                .root(*generation)
+                .is_some_and(|root| is_live(&root.authority))
+        });
+        intermediates.retain(|generation, _| {
+            slots.intermediates.iter().any(|intermediate| {
+                intermediate.authority.generation == *generation && is_live(&intermediate.authority)
+            })
+        });
+        token_keys.retain(|generation, _| {
+            slots
+                .token_keys
+                .iter()
+                .any(|key| key.authority.generation == *generation && key.has_private_key())
+        });
+    }
+}
