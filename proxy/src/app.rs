@@ -15,6 +15,7 @@ use bulkhead_runtime::drain::{self, Outcome};
 use bulkhead_runtime::http_server;
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_workload::tokens::TokenSource;
 use bulkhead_workload::{Renewal, RenewalRequests, Settings};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -26,6 +27,7 @@ use crate::discovery::{self, Directory, FirstWord, Subscribers};
 use crate::metrics::Metrics;
 use crate::status::{Admin, NOT_DRAINING, Status};
 use crate::worker::{self, Work};
+use crate::workload_api::WorkloadApi;
 use sockets::Sockets;
 
 /// What a proxy needs besides its settings.
@@ -62,6 +64,10 @@ pub enum StartError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error(
+        "making the socket {path} for the Workload API failed: {error}; is its directory there, and may this user write to it?"
+    )]
+    WorkloadApi { path: String, error: io::Error },
     #[error("starting a worker thread failed: {0}")]
     Worker(io::Error),
 }
@@ -72,7 +78,7 @@ impl Proxy {
     /// data path.
     pub fn start(config: SidecarConfig, dependencies: Dependencies) -> Result<Self, StartError> {
         let id = config.spiffe_id()?;
-        let sockets = Sockets::bind(&config)?;
+        let mut sockets = Sockets::bind(&config)?;
         let addresses = Addresses::of(&sockets).map_err(StartError::Worker)?;
         let config = Arc::new(config);
         let monitoring = Monitoring::default();
@@ -84,8 +90,18 @@ impl Proxy {
         });
 
         let (publisher, latest) = credentials::channel();
+        let settings = Settings::of_sidecar(&config, id.clone());
+        let workload_api = sockets.workload_api.take().map(|listener| {
+            let api = WorkloadApi {
+                id,
+                latest: latest.clone(),
+                source: TokenSource::new(settings.clone(), latest.clone()),
+                clock: dependencies.clock.clone(),
+            };
+            (api, listener)
+        });
         let (renewal, renewals) = Renewal::new(
-            Settings::of_sidecar(&config, id),
+            settings,
             dependencies.clock.clone(),
             publisher,
             certificate_metrics,
@@ -144,9 +160,10 @@ impl Proxy {
             tokio::spawn(http_server::serve(
                 sockets.admin,
                 move |request, _| Arc::clone(&admin).answer(request),
-                watch,
+                watch.clone(),
             )),
         ];
+        tasks.extend(workload_api.map(|(api, listener)| tokio::spawn(api.serve(listener, watch))));
         tasks.extend(control.map(|control| tokio::spawn(control.run())));
         Ok(Self {
             addresses,

@@ -26,6 +26,13 @@ pub const CA_ROOTS_PATH: &str = "/var/run/secrets/bulkhead.io/roots/ca.crt";
 /// Where a pod finds what switches its proxy out of the path, when there is
 /// something that does.
 pub const BYPASS_PATH: &str = "/var/run/secrets/bulkhead.io/roots/bypass.json";
+/// Where a pod's containers find the SPIFFE Workload API, where it is asked for.
+pub const WORKLOAD_API_PATH: &str = "/run/bulkhead/workload-api/api.sock";
+/// The variable by which applications find it (SPIFFE Workload Endpoint, 4).
+pub const WORKLOAD_API_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+/// The longest path of a Unix socket, in bytes; the kernel has room for 108, and
+/// one is being made beside it under a name of its own.
+const MAX_SOCKET_PATH: usize = 90;
 /// What an address is set to that there is none of.
 const NONE: &str = "none";
 /// The audience that the token is bound to.
@@ -63,6 +70,9 @@ pub struct SidecarConfig {
     pub control_identity: SpiffeId,
     /// A file that can switch the proxy out of the path; looked at each second.
     pub bypass_path: String,
+    /// The Unix socket on which the application finds the SPIFFE Workload API;
+    /// where there is none, it is not served.
+    pub workload_api_path: Option<String>,
 
     /// The mTLS mode of every inbound port not listed in `port_modes`, until
     /// control says otherwise.
@@ -250,6 +260,7 @@ mod name {
     pub(super) const CONTROL_ADDRESS: &str = "BULKHEAD_CONTROL_ADDRESS";
     pub(super) const CONTROL_IDENTITY: &str = "BULKHEAD_CONTROL_IDENTITY";
     pub(super) const BYPASS_PATH: &str = "BULKHEAD_BYPASS_PATH";
+    pub(super) const WORKLOAD_API_PATH: &str = "BULKHEAD_WORKLOAD_API_PATH";
     pub(super) const MTLS_MODE: &str = "BULKHEAD_MTLS_MODE";
     pub(super) const PORT_MTLS_MODES: &str = "BULKHEAD_PORT_MTLS_MODES";
     pub(super) const OPAQUE_PORTS: &str = "BULKHEAD_OPAQUE_PORTS";
@@ -305,6 +316,7 @@ impl SidecarConfig {
             ),
             control_identity,
             bypass_path: BYPASS_PATH.to_owned(),
+            workload_api_path: None,
             mode: MtlsMode::Permissive,
             port_modes: BTreeMap::new(),
             opaque_ports: OPAQUE_PORTS.iter().copied().collect(),
@@ -387,6 +399,7 @@ impl SidecarConfig {
             CONTROL_ADDRESS: control_address by String::clone;
             CONTROL_IDENTITY: control_identity by SpiffeId::to_string;
             BYPASS_PATH: bypass_path by String::clone;
+            WORKLOAD_API_PATH: workload_api_path by |value: &Option<String>| value.clone().unwrap_or_default();
             MTLS_MODE: mode by MtlsMode::to_string;
             PORT_MTLS_MODES: port_modes by write_map;
             OPAQUE_PORTS: opaque_ports by write_ports;
@@ -433,6 +446,7 @@ impl SidecarConfig {
             control_address: settings.or(name::CONTROL_ADDRESS, default.control_address),
             control_identity: settings.or(name::CONTROL_IDENTITY, default.control_identity),
             bypass_path: settings.or(name::BYPASS_PATH, default.bypass_path),
+            workload_api_path: settings.parsed(name::WORKLOAD_API_PATH, read_socket_path),
             mode: settings.or(name::MTLS_MODE, default.mode),
             port_modes: settings
                 .parsed(name::PORT_MTLS_MODES, read_map)
@@ -502,6 +516,16 @@ fn read_ports(text: &str) -> Result<PortSet, crate::port_set::PortSetError> {
         return Ok(PortSet::default());
     }
     text.parse()
+}
+
+fn read_socket_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+        return Err("it is not an absolute path of a file".to_owned());
+    }
+    if text.len() > MAX_SOCKET_PATH {
+        return Err(format!("it is longer than {MAX_SOCKET_PATH} bytes"));
+    }
+    Ok(text.to_owned())
 }
 
 /// `10.0.0.1,2001:db8::1`, as the kubelet writes it.
@@ -629,6 +653,7 @@ mod tests {
             control_address: "control:2".into(),
             control_identity: SpiffeId::parse("spiffe://example.org/ns/c/sa/d").unwrap(),
             bypass_path: "/bypass".into(),
+            workload_api_path: Some("/run/api.sock".into()),
             mode: MtlsMode::Strict,
             port_modes: [(80, MtlsMode::Disable), (81, MtlsMode::Permissive)].into(),
             opaque_ports: PortSet::default(),
@@ -659,7 +684,7 @@ mod tests {
         let env = full.to_env();
         assert_eq!(read(&env).unwrap(), full);
         // Everything differs from its default above, so every variable is there.
-        assert_eq!(env.len(), 29);
+        assert_eq!(env.len(), 30);
     }
 
     #[test]
@@ -685,9 +710,10 @@ mod tests {
             (name::CONCURRENCY, "0".into()),
             (name::INBOUND, "[{}]".into()),
             (name::PORT_MTLS_MODES, "80".into()),
+            (name::WORKLOAD_API_PATH, "api.sock".into()),
         ])
         .unwrap_err();
-        assert_eq!(errors.len(), 7, "{errors:#?}");
+        assert_eq!(errors.len(), 8, "{errors:#?}");
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod status;
 mod strip;
 mod warning;
 mod workload;
+mod workload_api;
 
 pub use decision::OWN_POD_LABEL;
 pub use decision::SYSTEM_NAMESPACES;

@@ -36,6 +36,7 @@ use crate::status::Status;
 use crate::strip;
 use crate::strip::Parts;
 use crate::workload;
+use crate::workload_api;
 
 /// Tells Istio's sidecars that this pod understands their mTLS.
 const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
@@ -65,8 +66,13 @@ pub(crate) fn injected(
         ..Status::default()
     };
     write_metadata(&mut pod, &mut status);
+    if settings.sidecar.workload_api_path.is_some()
+        && let Some(spec) = pod["spec"].as_object_mut()
+    {
+        status.workload_api = workload_api::add(spec, &parts.workload_api)?;
+    }
     add_containers(&mut pod, &settings, &parts, &mut status)?;
-    add_volumes(&mut pod, &parts, &mut status);
+    add_volumes(&mut pod, &settings, &parts, &mut status);
     add_pull_secrets(&mut pod, image_pull_secrets, &parts, &mut status);
     status.inherit_parents(&parts.status);
     let annotations = status.ensure(Parent::Annotations, &mut pod);
@@ -249,9 +255,9 @@ fn add_containers(
     Ok(())
 }
 
-fn add_volumes(pod: &mut Value, parts: &Parts, status: &mut Status) {
+fn add_volumes(pod: &mut Value, settings: &PodSettings, parts: &Parts, status: &mut Status) {
     let volumes = items(status.ensure(Parent::Volumes, pod));
-    for wanted in sidecar::volumes() {
+    for wanted in sidecar::volumes(settings) {
         status.volumes.push(wanted.name.clone());
         let present = parts
             .volumes

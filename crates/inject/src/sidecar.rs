@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Capabilities;
 use k8s_openapi::api::core::v1::ConfigMapProjection;
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::api::core::v1::ContainerPort;
+use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 use k8s_openapi::api::core::v1::EnvVar;
 use k8s_openapi::api::core::v1::EnvVarSource;
 use k8s_openapi::api::core::v1::ExecAction;
@@ -40,6 +41,7 @@ use serde_json::Value;
 use crate::Refusal;
 use crate::pod;
 use crate::reason::RefuseReason;
+use crate::workload_api;
 
 /// The container that enforces mTLS.
 pub const PROXY_CONTAINER: &str = "bulkhead-proxy";
@@ -72,6 +74,7 @@ pub(crate) fn is_reserved(name: &str) -> bool {
         INIT_CONTAINER,
         TOKEN_VOLUME,
         TRUST_BUNDLE_VOLUME,
+        workload_api::VOLUME,
     ]
     .contains(&name)
 }
@@ -115,6 +118,16 @@ const MAX_ENV_LENGTH: usize = 120 * 1024;
 pub(crate) fn proxy(settings: &PodSettings) -> Result<Container, Refusal> {
     let native = settings.native_sidecar;
     let hold = settings.hold_application;
+    let mut volume_mounts = vec![
+        mounted(TOKEN_VOLUME, TOKEN_PATH),
+        mounted(TRUST_BUNDLE_VOLUME, CA_ROOTS_PATH),
+    ];
+    if let Some(path) = &settings.sidecar.workload_api_path {
+        volume_mounts.push(VolumeMount {
+            read_only: None,
+            ..mounted(workload_api::VOLUME, path)
+        });
+    }
     Ok(Container {
         name: PROXY_CONTAINER.to_owned(),
         command: Some(vec![PROXY_PROGRAM.to_owned()]),
@@ -141,10 +154,7 @@ pub(crate) fn proxy(settings: &PodSettings) -> Result<Container, Refusal> {
             failure_threshold: Some(STARTUP_SECONDS),
             ..ready_probe()
         }),
-        volume_mounts: Some(vec![
-            mounted(TOKEN_VOLUME, TOKEN_PATH),
-            mounted(TRUST_BUNDLE_VOLUME, CA_ROOTS_PATH),
-        ]),
+        volume_mounts: Some(volume_mounts),
         ..container(settings)
     })
 }
@@ -176,13 +186,13 @@ pub(crate) fn init(settings: &PodSettings) -> Container {
 }
 
 /// The volumes that the proxy mounts.
-pub(crate) fn volumes() -> [Volume; 2] {
+pub(crate) fn volumes(settings: &PodSettings) -> Vec<Volume> {
     let token = ServiceAccountTokenProjection {
         audience: Some(TOKEN_AUDIENCE.to_owned()),
         expiration_seconds: Some(TOKEN_SECONDS),
         path: file_name(TOKEN_PATH).to_owned(),
     };
-    [
+    let mut volumes = vec![
         projected(
             TOKEN_VOLUME,
             vec![VolumeProjection {
@@ -203,7 +213,19 @@ pub(crate) fn volumes() -> [Volume; 2] {
                 ),
             ],
         ),
-    ]
+    ];
+    if settings.sidecar.workload_api_path.is_some() {
+        volumes.push(Volume {
+            name: workload_api::VOLUME.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                // It holds a socket.
+                size_limit: Some(Quantity("1Mi".to_owned())),
+            }),
+            ..Volume::default()
+        });
+    }
+    volumes
 }
 
 fn projected(name: &str, sources: Vec<VolumeProjection>) -> Volume {

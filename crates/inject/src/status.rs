@@ -14,6 +14,7 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::pod;
+use crate::workload_api;
 
 /// What an injection did.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub(crate) struct Status {
     pub(crate) image: String,
     #[serde(skip_serializing_if = "Value::is_null")]
     pub(crate) resources: Value,
+    /// The containers that were shown the way to the Workload API.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) workload_api: workload_api::ByContainer<workload_api::Change>,
     /// Parents that injection made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) absent: Vec<Parent>,

@@ -15,6 +15,7 @@ use crate::probe;
 use crate::sidecar;
 use crate::sidecar::INIT_CONTAINER;
 use crate::status::Status;
+use crate::workload_api;
 
 /// The most Secrets that a status is believed to have added.
 const MAX_PULL_SECRETS: usize = 64;
@@ -29,6 +30,7 @@ pub(crate) struct Parts {
     pub(crate) proxy_place: Option<usize>,
     pub(crate) volumes: Vec<(usize, Value)>,
     pub(crate) image_pull_secrets: Vec<(usize, Value)>,
+    pub(crate) workload_api: workload_api::ByContainer<workload_api::Places>,
 }
 
 /// Takes our parts out of a pod that has the shape of one, and gives its
@@ -60,6 +62,7 @@ pub(crate) fn strip(pod: &mut Value) -> Parts {
     }
     parts.status = take_status(pod);
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        parts.workload_api = workload_api::remove(spec, &parts.status.workload_api);
         // A forged status may have any number, and each is compared with each.
         let added = &mut parts.status.image_pull_secrets;
         added.truncate(MAX_PULL_SECRETS);

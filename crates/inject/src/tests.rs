@@ -11,6 +11,7 @@ mod inverse;
 mod other_webhooks;
 mod probes;
 mod refusals;
+mod workload_api;
 
 fn defaults() -> Defaults {
     Defaults::new(PodSettings::new(

@@ -3,10 +3,12 @@
 use bulkhead_core::annotation;
 use bulkhead_core::pod_settings::PodSettings;
 use bulkhead_core::ports;
+use bulkhead_core::sidecar::WORKLOAD_API_VARIABLE;
 use serde_json::Value;
 
 use crate::pod::Pod;
 use crate::sidecar::PROXY_CONTAINER;
+use crate::workload_api;
 
 /// The most containers that one warning names.
 const MAX_NAMED: usize = 5;
@@ -23,6 +25,14 @@ pub(crate) fn warnings(pod: Pod<'_>, settings: &PodSettings) -> Vec<String> {
             "container {names} runs as user {}, which is the proxy's: its connections are not \
              redirected and carry no mTLS",
             ports::PROXY_UID
+        ));
+    }
+    let elsewhere = workload_api::elsewhere(pod.containers());
+    if settings.sidecar.workload_api_path.is_some() && !elsewhere.is_empty() {
+        warnings.push(format!(
+            "container {} sets {WORKLOAD_API_VARIABLE} itself and keeps what it says: it does not \
+             ask the sidecar for SVIDs",
+            elsewhere[..elsewhere.len().min(MAX_NAMED)].join(", ")
         ));
     }
     let ends = matches!(

@@ -29,6 +29,7 @@ const CLIENT_SESSIONS: usize = 256;
 /// sessions are resumed only within one identity, so that none outlives a change
 /// of certificate or bundle.
 pub struct WorkloadIdentity {
+    key: PrivateKey,
     chain: SvidChain,
     bundle: Arc<TrustBundle>,
     /// The place of the root that vouches for the chain, among the bundle's.
@@ -53,6 +54,7 @@ impl WorkloadIdentity {
         }
         let (presented, signing_root) = accepted(expected, &chain, &bundle, now)?;
         Ok(Self {
+            key: key.clone(),
             resolver: tls::resolver(presented, key)?,
             ticketer: new_ticketer()?,
             chain,
@@ -69,6 +71,7 @@ impl WorkloadIdentity {
     pub fn with_bundle(&self, bundle: TrustBundle, now: SystemTime) -> Result<Self, IdentityError> {
         let (_, signing_root) = accepted(self.id(), &self.chain, &bundle, now)?;
         Ok(Self {
+            key: self.key.clone(),
             resolver: Arc::clone(&self.resolver),
             ticketer: new_ticketer()?,
             chain: self.chain.clone(),
@@ -122,6 +125,11 @@ impl WorkloadIdentity {
 
     pub fn id(&self) -> &SpiffeId {
         self.chain.id()
+    }
+
+    /// The key that the leaf is for. Whoever has it is this workload.
+    pub fn private_key(&self) -> &PrivateKey {
+        &self.key
     }
 
     pub fn chain(&self) -> &SvidChain {

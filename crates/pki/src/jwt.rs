@@ -400,6 +400,13 @@ impl NumericDate {
     }
 }
 
+impl JwtError {
+    /// Whether a later bundle may have the key that signed the token.
+    pub fn is_unknown_key(&self) -> bool {
+        matches!(self, Self::Signature(JwsError::NoKey))
+    }
+}
+
 /// Why a token is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {

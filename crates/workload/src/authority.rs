@@ -30,7 +30,7 @@ pub(crate) use error::AuthorityError;
 
 /// How long the whole of a call may take: reading the token, connecting, and
 /// waiting for a turn.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The longest answer that is read, in bytes: a chain and a bundle, and room.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
 /// The longest token that is sent, in bytes.
@@ -81,10 +81,8 @@ impl Remote {
     }
 
     async fn call(&self, ask: Ask) -> Result<Grant, AuthorityError> {
-        let token = self.token().await?;
         let held = ask.holds.as_ref().map(|holds| holds.bundle.roots());
-        let roots = self.roots(held).await?;
-        let channel = self.connect(&roots).await?;
+        let (channel, token) = self.prove(held).await?;
         let wish = CertificateRequest {
             csr: ask.csr,
             lifetime: Some(self.0.certificate_lifetime),
@@ -105,6 +103,16 @@ impl Remote {
             authority_now: date(response.metadata()),
             answer: response.into_inner().try_into()?,
         })
+    }
+
+    /// A connection to the CA, and what proves there who this is.
+    pub(crate) async fn prove(
+        &self,
+        held: Option<&Roots>,
+    ) -> Result<(Channel, MetadataValue<Ascii>), AuthorityError> {
+        let token = self.token().await?;
+        let roots = self.roots(held).await?;
+        Ok((self.connect(&roots).await?, token))
     }
 
     async fn token(&self) -> Result<MetadataValue<Ascii>, AuthorityError> {

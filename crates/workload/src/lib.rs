@@ -13,6 +13,7 @@
 //! - `schedule`: when the next is due; `trust`: which bundle is later.
 //! - `authority`: the CA, as a caller sees it; `bundle_file`: the bundle between
 //!   two calls; [`settings`]: where both are.
+//! - [`tokens`]: JWT-SVIDs, from the same CA.
 //! - [`credentials`]: the latest certificate, as connections use it.
 //! - [`state`], [`metrics`], `failure`: how that goes, and why not.
 
@@ -25,6 +26,7 @@ pub mod renewal;
 mod schedule;
 pub mod settings;
 pub mod state;
+pub mod tokens;
 mod trust;
 
 pub use renewal::{Renewal, RenewalRequests};

@@ -10,6 +10,7 @@ use super::StartError;
 use crate::discovery::Targets;
 use crate::socket;
 use crate::worker::{Destination, InboundSocket, OutboundSocket};
+use crate::workload_api;
 
 pub(super) struct Sockets {
     pub(super) inbound: Vec<InboundSocket>,
@@ -17,6 +18,7 @@ pub(super) struct Sockets {
     pub(super) redirected: Vec<OutboundSocket>,
     pub(super) status: tokio::net::TcpListener,
     pub(super) admin: tokio::net::TcpListener,
+    pub(super) workload_api: Option<tokio::net::UnixListener>,
 }
 
 impl Sockets {
@@ -52,6 +54,16 @@ impl Sockets {
             redirected,
             status: listen_async("metrics and readiness", config.status_address)?,
             admin: listen_async("admin requests", config.admin_address)?,
+            workload_api: config
+                .workload_api_path
+                .as_deref()
+                .map(|path| {
+                    workload_api::bind(path).map_err(|error| StartError::WorkloadApi {
+                        path: path.to_owned(),
+                        error,
+                    })
+                })
+                .transpose()?,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::duration;
 use crate::policy::MtlsMode;
 use crate::port_set::PortSet;
 use crate::resources::Amount;
+use crate::sidecar::WORKLOAD_API_PATH;
 
 const SWITCH: &str = "enabled or disabled (also true or false)";
 const CPU: &str = "a Kubernetes quantity of CPU, such as 100m or 1.5, or none";
@@ -310,6 +311,22 @@ pub const TABLE: &[Annotation] = &[
         show: |settings| value::show_cidrs(&settings.redirect.exclude_outbound_cidrs),
         set: |settings, text, _| {
             settings.redirect.exclude_outbound_cidrs = value::cidrs(text)?;
+            Ok(())
+        },
+    },
+    Annotation {
+        name: "bulkhead.io/workload-api",
+        compatible: &[],
+        allowed: SWITCH,
+        example: "enabled",
+        doc: "Let the application ask the sidecar for its own SVIDs, X.509 and JWT, by the SPIFFE \
+              Workload API: each of its containers gets a Unix socket in a folder that the pod \
+              shares with nobody, and the variable SPIFFE_ENDPOINT_SOCKET unless it has one. The \
+              private key leaves the sidecar this way. See docs/workload-api.md.",
+        show: |settings| value::show_switch(settings.sidecar.workload_api_path.is_some()),
+        set: |settings, text, _| {
+            let path = value::switch(text)?.then(|| WORKLOAD_API_PATH.to_owned());
+            settings.sidecar.workload_api_path = path;
             Ok(())
         },
     },

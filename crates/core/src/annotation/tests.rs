@@ -49,6 +49,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
         "169.254.169.254",
         &["metadata", "1.2.3"],
     ),
+    ("workload-api", "true", &["yes", "on", ""]),
     ("native-sidecar", "disabled", &["no", "0"]),
     ("hold-application", "false", &["off", "FALSE"]),
     ("drain-duration", "5s", &["5", "2h", "-5s", "forever"]),

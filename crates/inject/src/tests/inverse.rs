@@ -103,15 +103,31 @@ fn any_container() -> impl Strategy<Value = Value> {
         maybe("postStart", any_handler()),
     )
         .prop_map(|(stop, start)| joined(vec![stop, start]));
+    let env = prop_oneof![
+        Just(json!(null)),
+        Just(json!([])),
+        Just(json!([{"name": "A", "value": "b"}])),
+        Just(json!([{"name": "SPIFFE_ENDPOINT_SOCKET", "value": "unix:///elsewhere"}])),
+        Just(json!([{
+            "name": "SPIFFE_ENDPOINT_SOCKET",
+            "value": "unix:///run/bulkhead/workload-api/api.sock",
+        }])),
+    ];
+    let mounts = prop_oneof![
+        Just(json!(null)),
+        Just(json!([])),
+        Just(json!([{"name": "data", "mountPath": "/data"}])),
+    ];
     (
         maybe("ports", ports),
         maybe("readinessProbe", any_probe()),
         maybe("livenessProbe", any_probe()),
         maybe("startupProbe", any_probe()),
         maybe("lifecycle", hooks),
-        maybe("env", Just(json!([]))),
+        maybe("env", env),
+        maybe("volumeMounts", mounts),
     )
-        .prop_map(|(a, b, c, d, e, f)| joined(vec![a, b, c, d, e, f]))
+        .prop_map(|(a, b, c, d, e, f, g)| joined(vec![a, b, c, d, e, f, g]))
 }
 
 fn any_containers(prefix: &'static str, least: usize) -> impl Strategy<Value = Value> {
@@ -130,10 +146,11 @@ fn any_annotations() -> impl Strategy<Value = Value> {
     let native = maybe("bulkhead.io/native-sidecar", Just(json!("disabled")));
     let hold = maybe("bulkhead.io/hold-application", Just(json!("disabled")));
     let exclude = maybe("bulkhead.io/exclude-inbound-ports", Just(json!("1-9999")));
+    let api = maybe("bulkhead.io/workload-api", Just(json!("enabled")));
     let container = maybe("kubectl.kubernetes.io/default-container", Just(json!("x")));
     let other = maybe("example.com/a~b", Just(json!("$$(X)")));
-    let some = (native, hold, exclude, container, other)
-        .prop_map(|(a, b, c, d, e)| joined(vec![a, b, c, d, e]));
+    let some = (native, hold, exclude, api, container, other)
+        .prop_map(|(a, b, c, d, e, f)| joined(vec![a, b, c, d, e, f]));
     prop_oneof![1 => Just(json!(null)), 4 => some]
 }
 
