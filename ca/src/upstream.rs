@@ -25,6 +25,7 @@ use bulkhead_pki::key::PrivateKey;
 use crate::vet::VettedCsr;
 
 pub mod answer;
+pub mod cert_manager;
 pub mod files;
 pub mod vault;
 

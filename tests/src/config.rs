@@ -16,6 +16,10 @@ const BULKHEAD: &str = "BULKHEAD_CLI";
 const INIT: &str = "BULKHEAD_INIT";
 /// How many rounds the soak of rotations goes.
 const SOAK_ROUNDS: &str = "BULKHEAD_SOAK_ROUNDS";
+/// Names the program that `scripts/tool vault` builds.
+const VAULT: &str = "BULKHEAD_VAULT";
+/// Names the program that `scripts/tool cert-manager` builds.
+const CERT_MANAGER: &str = "BULKHEAD_CERT_MANAGER";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -74,6 +78,16 @@ pub(crate) fn envoy() -> Result<PathBuf> {
         program.display()
     );
     Ok(program)
+}
+
+/// A Vault in dev mode.
+pub(crate) fn vault() -> Result<PathBuf> {
+    told(VAULT, "apiserver")
+}
+
+/// cert-manager's controllers, with its kinds in the same directory.
+pub(crate) fn cert_manager() -> Result<PathBuf> {
+    told(CERT_MANAGER, "apiserver")
 }
 
 /// The administrator's kubeconfig of the cluster that `scripts/cluster` runs.

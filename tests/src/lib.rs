@@ -5,6 +5,7 @@
 //! - [`api_server`]: a real Kubernetes API server.
 //! - [`namespace`]: a namespace in it for one test, with its pods,
 //!   ServiceAccounts and tokens.
+//! - [`vault`], [`cert_manager`]: real CAs above ours.
 //! - [`cluster`]: a real cluster with Bulkhead in it.
 //! - [`network`]: network namespaces, and threads in them as other users.
 //! - [`envoy`]: a real Envoy.
@@ -16,6 +17,7 @@
 pub mod api_server;
 pub mod apps;
 pub mod balancer;
+pub mod cert_manager;
 pub mod cluster;
 pub mod config;
 pub mod envoy;
@@ -23,3 +25,4 @@ pub mod metrics;
 pub mod namespace;
 pub mod network;
 pub mod subscriber;
+pub mod vault;

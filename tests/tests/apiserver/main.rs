@@ -18,6 +18,7 @@
 //! - [`renewal`]: its certificate changes while pods are created.
 //! - [`check`]: what `bulkhead check` finds.
 //! - [`trust_bundle`]: its roots, where pods find them.
+//! - [`upstreams`]: Vault and cert-manager above the CA.
 //! - [`control`]: what changes in the cluster reaches proxies.
 //! - [`rotate_root`]: what people see and order of the CA.
 //! - [`holders`]: which proxies hold the trust bundle.
@@ -46,4 +47,5 @@ mod rotate_root;
 mod self_test;
 mod stream;
 mod trust_bundle;
+mod upstreams;
 mod workloads;

@@ -1,0 +1,227 @@
+//! A CertificateRequest (`cert-manager.io/v1`), as far as it concerns the CA.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bulkhead_pki::bundle::Roots;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::upstream::answer::Answer;
+use crate::upstream::{Reason, UpstreamError};
+
+const GROUP: &str = "cert-manager.io";
+
+/// The most of somebody's words that is shown.
+const MAX_SHOWN: usize = 512;
+
+pub(super) fn resource() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(GROUP, "v1", "CertificateRequest"))
+}
+
+/// An issuer: `Kind/name`, or `group/Kind/name` for one that is not
+/// cert-manager's own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IssuerRef {
+    group: String,
+    kind: String,
+    name: String,
+}
+
+impl FromStr for IssuerRef {
+    type Err = IssuerError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (group, kind, name) = match parts.as_slice() {
+            [kind, name] => (GROUP, *kind, *name),
+            [group, kind, name] => (*group, *kind, *name),
+            _ => return Err(IssuerError),
+        };
+        if [group, kind, name].iter().any(|part| part.is_empty()) {
+            return Err(IssuerError);
+        }
+        Ok(Self {
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for IssuerRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.group != GROUP {
+            write!(f, "{}/", self.group)?;
+        }
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+/// A text does not name an issuer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("is neither Kind/name, such as ClusterIssuer/mesh, nor group/Kind/name")]
+pub struct IssuerError;
+
+/// What is asked for.
+pub(super) struct Order<'a> {
+    csr: &'a str,
+    is_ca: bool,
+    usages: &'static [&'static str],
+    lifetime: Duration,
+}
+
+impl<'a> Order<'a> {
+    pub(super) fn intermediate(csr: &'a str, lifetime: Duration) -> Self {
+        Self {
+            csr,
+            is_ca: true,
+            usages: &["cert sign", "crl sign"],
+            lifetime,
+        }
+    }
+
+    pub(super) fn leaf(csr: &'a str, lifetime: Duration) -> Self {
+        Self {
+            csr,
+            is_ca: false,
+            usages: &["digital signature", "server auth", "client auth"],
+            lifetime,
+        }
+    }
+
+    pub(super) fn to_object(&self, issuer: &IssuerRef) -> DynamicObject {
+        let mut object = DynamicObject::new("", &resource()).data(json!({"spec": {
+            "request": STANDARD.encode(self.csr),
+            "isCA": self.is_ca,
+            "usages": self.usages,
+            "duration": format!("{}s", self.lifetime.as_secs()),
+            "issuerRef": {"group": issuer.group, "kind": issuer.kind, "name": issuer.name},
+        }}));
+        object.metadata.name = None;
+        object.metadata.generate_name = Some("bulkhead-ca-".to_owned());
+        object.metadata.labels = Some(
+            [(
+                "app.kubernetes.io/managed-by".to_owned(),
+                "bulkhead-ca".to_owned(),
+            )]
+            .into(),
+        );
+        object
+    }
+}
+
+/// How far a request has come.
+pub(super) enum State {
+    Issued(Issued),
+    /// By whom and why.
+    Refused(String),
+    /// What it waits for.
+    Pending(String),
+}
+
+/// The answer, in PEM.
+pub(super) struct Issued {
+    chain: String,
+    ca: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+    #[serde(default)]
+    certificate: String,
+    #[serde(default)]
+    ca: String,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl State {
+    pub(super) fn of(object: &DynamicObject) -> Self {
+        let status = object.data.get("status").cloned().unwrap_or_default();
+        let status: Status = serde_json::from_value(status).unwrap_or_default();
+        let find = |kind: &str| status.conditions.iter().find(|found| found.kind == kind);
+        for (kind, what) in [("Denied", "was denied"), ("InvalidRequest", "is invalid")] {
+            if let Some(condition) = find(kind).filter(|found| found.status == "True") {
+                return Self::Refused(format!("it {what}: {}", condition.shown()));
+            }
+        }
+        match find("Ready") {
+            Some(ready) if ready.status == "True" => {
+                let text = |encoded: &str| {
+                    let bytes = STANDARD.decode(encoded).unwrap_or_default();
+                    String::from_utf8_lossy(&bytes).into_owned()
+                };
+                Self::Issued(Issued {
+                    chain: text(&status.certificate),
+                    ca: text(&status.ca),
+                })
+            }
+            Some(ready) if matches!(ready.reason.as_str(), "Failed" | "Denied") => {
+                Self::Refused(format!("the issuer refused: {}", ready.shown()))
+            }
+            Some(ready) => Self::Pending(ready.shown()),
+            None if find("Approved").is_some() => {
+                Self::Pending("it was approved, and the issuer said nothing yet".to_owned())
+            }
+            None => Self::Pending("nobody approved or denied it".to_owned()),
+        }
+    }
+}
+
+impl Condition {
+    fn shown(&self) -> String {
+        let text = format!("{} ({})", self.message, self.reason);
+        text.chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_SHOWN)
+            .collect()
+    }
+}
+
+impl Issued {
+    pub(super) fn read(&self, roots: Option<&Roots>) -> Result<Answer, UpstreamError> {
+        if self.chain.is_empty() {
+            return Err(UpstreamError::new(
+                Reason::Unusable,
+                "cert-manager called the request issued and gave no certificate",
+            ));
+        }
+        Answer::read([self.chain.as_str(), self.ca.as_str()], roots)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issuer_is_cert_managers_own_unless_its_group_is_named() {
+        for text in [
+            "ClusterIssuer/mesh",
+            "Issuer/mesh",
+            "awspca.cert-manager.io/AWSPCAClusterIssuer/mesh",
+        ] {
+            let issuer: IssuerRef = text.parse().unwrap();
+            assert_eq!(issuer.to_string(), text);
+        }
+        for text in ["", "mesh", "Issuer/", "/mesh", "a/b/c/d"] {
+            assert_eq!(text.parse::<IssuerRef>(), Err(IssuerError), "{text}");
+        }
+    }
+}
