@@ -90,16 +90,24 @@ pub fn decide(authority: &CertificateAuthority, wish: Wish) -> Decision {
     }
 }
 
-/// The root that is to sign: what people asked for last, until the CA has looked
-/// at it; then what it goes for, which may be a root that it began by itself.
-/// `None` while what people asked for was taken back and the CA has not looked.
+/// The root that is to sign: what people asked for last, until the CA acts on it;
+/// then what it goes for, which may be a root that it began by itself. `None` while
+/// what people asked for was taken back and the CA has not looked.
+///
+/// That the CA has seen the object does not say that it has acted: a root that was
+/// asked for and is the next one is still to be made.
 fn wanted(authority: &CertificateAuthority, status: &CertificateAuthorityStatus) -> Option<u32> {
-    let is_seen = status.observed_generation >= authority.metadata.generation;
-    if is_seen {
+    let asked = authority.spec.root_generation;
+    let is_next = asked == highest(status).checked_add(1);
+    if is_seen(authority, status) && !is_next {
         status.target_generation.or(status.root_generation)
     } else {
-        authority.spec.root_generation
+        asked
     }
+}
+
+fn is_seen(authority: &CertificateAuthority, status: &CertificateAuthorityStatus) -> bool {
+    status.observed_generation >= authority.metadata.generation
 }
 
 /// The highest generation that there ever was, as far as the object says.
@@ -174,16 +182,19 @@ impl Progress {
     ) -> Result<Self, Obstacle> {
         let status = status(authority);
         let active = status.root_generation.unwrap_or_default();
-        let is_seen = status.observed_generation >= authority.metadata.generation;
-        let other = wanted(authority, &status).filter(|target| *target != goal.root);
-        if let Some(other) = other {
+        let goes_for = status.target_generation == Some(goal.root);
+        let is_seen = is_seen(authority, &status);
+        let other = authority.spec.root_generation;
+        if let Some(other) = other.filter(|other| *other != goal.root)
+            && !(goes_for && is_seen)
+        {
             return Err(Obstacle::Superseded(other));
         }
         if is_seen && active != goal.root && is_retired(&status, goal) {
             return Err(Obstacle::Gone);
         }
         let step = match status.phase {
-            _ if !is_seen => Step::Asked,
+            _ if !is_seen || !goes_for => Step::Asked,
             Some(Phase::Settled) if active == goal.root => Step::Done,
             phase => step(phase, active == goal.root),
         };
@@ -191,7 +202,10 @@ impl Progress {
         let is_forced = authority.spec.force_generation == Some(goal.root);
         // With permission to go on without them, the CA does, a moment later.
         let goes_on = is_forced && proxies.lacking() > 0;
-        if status.phase == Some(Phase::Blocked) && is_seen && !goes_on {
+        // Of an order that cannot be, the CA says so and stays where it is; what
+        // is in the way of another root is not in the way of this one.
+        let is_about_us = goes_for || status.target_generation == status.root_generation;
+        if status.phase == Some(Phase::Blocked) && is_seen && is_about_us && !goes_on {
             let why = status.message;
             let why = why.unwrap_or_else(|| "the CA does not say why".to_owned());
             return Err(Obstacle::Blocked { why, proxies });

@@ -189,6 +189,8 @@ async fn a_rotation_is_followed_from_the_wish_to_the_end() {
     let mesh = Mesh::settled().await;
     let command = mesh.types(&[]);
     mesh.is_asked(json!({"rootGeneration": 2})).await;
+    // The CA has seen the object, and not acted on it yet.
+    mesh.says("Settled", 1, 1, &[(1, "active")]).await;
     let both = [(1, "active"), (2, "published")];
     mesh.says("Publishing", 1, 2, &both).await;
     mesh.says("Switching", 1, 2, &both).await;

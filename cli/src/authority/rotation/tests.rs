@@ -156,7 +156,35 @@ fn whoever_follows_learns_that_somebody_wants_another_root() {
     assert_eq!(outcome, Err(Obstacle::Superseded(4)));
     let undone = object(4, 4, "Settled", &[(4, "active"), (5, "retired")]);
     let outcome = Progress::of(&undone, goal(5), now());
-    assert_eq!(outcome, Err(Obstacle::Superseded(4)));
+    assert_eq!(outcome, Err(Obstacle::Gone));
+}
+
+#[test]
+fn an_order_that_the_ca_has_seen_and_not_acted_on_yet_is_waited_for() {
+    // It notes which spec it saw a moment before its own state follows.
+    let mut asked = settled();
+    asked.spec.root_generation = Some(5);
+    assert_eq!(decide(&asked, Wish::Rotate), Decision::Follow(goal(5)));
+    assert_eq!(decide(&asked, Wish::Undo), Decision::Order(undo(4)));
+    let progress = Progress::of(&asked, goal(5), now()).unwrap();
+    assert_eq!(progress.step, Step::Asked);
+    // What was in the way of the root before is not in the way back.
+    let mut back = object(4, 5, "Blocked", &[(4, "active"), (5, "published")]);
+    back.spec.root_generation = Some(4);
+    let progress = Progress::of(&back, undo(4), now()).unwrap();
+    assert_eq!(progress.step, Step::Asked);
+}
+
+#[test]
+fn an_order_that_cannot_be_is_told_with_the_cas_reason() {
+    let mut bad = object(4, 4, "Blocked", &[(4, "active")]);
+    bad.spec.root_generation = Some(17);
+    let outcome = Progress::of(&bad, goal(17), now());
+    assert!(
+        matches!(outcome, Err(Obstacle::Blocked { .. })),
+        "{outcome:?}"
+    );
+    assert_eq!(decide(&bad, Wish::Rotate), Decision::Order(goal(5)));
 }
 
 #[test]

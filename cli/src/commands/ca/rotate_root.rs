@@ -22,6 +22,8 @@ use crate::moment;
 
 /// How often it is looked at how long something takes already.
 const TICK: Duration = Duration::from_secs(1);
+/// How long after an order what the CA says may be of before it.
+const SETTLES: Duration = Duration::from_secs(5);
 /// How often an order is decided on anew because somebody else changed the object.
 const ATTEMPTS: usize = 5;
 
@@ -95,6 +97,7 @@ impl RotateRoot {
             is_sure: self.yes,
             // Whoever joins has seen who is missing.
             is_waited_for: !is_new,
+            ordered: is_new.then(Instant::now),
             waits_since: Instant::now(),
             screen: Screen::new(out, is_terminal),
         };
@@ -152,6 +155,8 @@ struct Follower<'a> {
     is_sure: bool,
     /// Whether the wait for proxies is over from the start.
     is_waited_for: bool,
+    /// When this command asked for it, if it did.
+    ordered: Option<Instant>,
     waits_since: Instant,
     screen: Screen<Stdout>,
 }
@@ -189,6 +194,11 @@ impl Follower<'_> {
     async fn look(&mut self, authority: &CertificateAuthority) -> anyhow::Result<bool> {
         let progress = match Progress::of(authority, self.goal, Clock::system().now()) {
             Ok(progress) => progress,
+            Err(Obstacle::Blocked { .. })
+                if self.ordered.is_some_and(|at| at.elapsed() < SETTLES) =>
+            {
+                return Ok(false);
+            }
             Err(Obstacle::Blocked { why, proxies }) => {
                 self.stuck(authority, &proxies, &why).await?;
                 return Ok(false);
