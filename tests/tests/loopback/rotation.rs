@@ -209,6 +209,7 @@ async fn a_root_is_replaced_by_files_alone_with_no_request_and_no_stream_lost() 
     .await;
     watched.is_up_to_date(&authority).await;
     watched.answers("127.9.9.2:1").await;
+    pair.traffic.settles().await;
 
     // The CA's own certificate is of the new root from now on, too.
     authority.activate();
@@ -230,12 +231,14 @@ async fn a_root_is_replaced_by_files_alone_with_no_request_and_no_stream_lost() 
     let before = authority.issued();
     watched.control.renewals().renew();
     until("control renews", || authority.issued() > before).await;
+    pair.traffic.settles().await;
     authority.retire();
     pair.both("the old root is gone", |held| roots(held) == 1)
         .await;
     watched.is_up_to_date(&authority).await;
     watched.answers("127.9.9.5:1").await;
     subscribe(&authority, &watched.config).await;
+    pair.traffic.settles().await;
     assert_eq!(pair.failures(), 0.0);
     pair.traffic.had_no_failure();
 }

@@ -19,19 +19,20 @@ async fn hundreds_of_rotations_under_traffic_lose_no_request() {
     let pair = Pair::start(&authority).await;
     let rounds = config::soak_rounds();
     for round in 0..rounds {
-        let answered = pair.traffic.answered();
         if round % ROOT == 0 {
             authority.publish();
             pair.renew().await;
-            assert_eq!(pair.proxies().map(|proxy| held(proxy)), [2, 2]);
+            assert_eq!(pair.proxies().map(held), [2, 2]);
+            pair.traffic.settles().await;
             authority.activate();
             pair.renew().await;
+            pair.traffic.settles().await;
             authority.retire();
         } else if round % INTERMEDIATE == 0 {
             authority.rotate_intermediate();
         }
         pair.renew().await;
-        pair.traffic.goes_on_after(answered).await;
+        pair.traffic.settles().await;
     }
     let signing = authority.signing_root();
     for proxy in pair.proxies() {

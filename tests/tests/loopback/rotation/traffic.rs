@@ -20,7 +20,8 @@ pub(super) struct Traffic {
 
 #[derive(Default)]
 struct Tally {
-    answered: AtomicU64,
+    /// Of each caller.
+    answered: [AtomicU64; 2 * CALLERS],
     failures: Mutex<Vec<String>>,
 }
 
@@ -34,9 +35,14 @@ impl Traffic {
     pub(super) fn start(address: SocketAddr, app: App) -> Self {
         let tally = Arc::<Tally>::default();
         let mut callers = Vec::new();
-        for _ in 0..CALLERS {
-            callers.push(tokio::spawn(keep_asking(address, Arc::clone(&tally))));
-            callers.push(tokio::spawn(ask_anew(address, Arc::clone(&tally))));
+        for caller in 0..CALLERS {
+            let (keeps, anew) = (2 * caller, 2 * caller + 1);
+            callers.push(tokio::spawn(keep_asking(
+                address,
+                Arc::clone(&tally),
+                keeps,
+            )));
+            callers.push(tokio::spawn(ask_anew(address, Arc::clone(&tally), anew)));
         }
         Self {
             tally,
@@ -45,14 +51,16 @@ impl Traffic {
         }
     }
 
-    /// How many requests were answered so far.
-    pub(super) fn answered(&self) -> u64 {
-        self.tally.answered.load(Ordering::Relaxed)
-    }
-
-    /// Waits until more requests have been answered than that, or one failed.
-    pub(super) async fn goes_on_after(&self, answered: u64) {
-        let is_so = || self.answered() > answered || self.has_failed();
+    /// Waits until whatever was under way has ended, and what began after it has
+    /// been answered, by every caller. Whoever rotates leaves far more time than a
+    /// handshake takes between two steps.
+    pub(super) async fn settles(&self) {
+        let answered = || self.tally.answered.each_ref().map(count);
+        let before = answered();
+        let is_so = || {
+            let mut pairs = answered().into_iter().zip(before);
+            self.has_failed() || pairs.all(|(now, before)| now >= before + 2)
+        };
         super::until("traffic goes on", is_so).await;
     }
 
@@ -63,15 +71,24 @@ impl Traffic {
     pub(super) fn had_no_failure(&self) {
         let failures = self.tally.failures.lock().unwrap();
         assert!(failures.is_empty(), "{failures:?}");
-        assert!(self.answered() > 0);
+        assert!(
+            self.tally
+                .answered
+                .iter()
+                .all(|answered| count(answered) > 0)
+        );
     }
 }
 
+fn count(answered: &AtomicU64) -> u64 {
+    answered.load(Ordering::Relaxed)
+}
+
 impl Tally {
-    fn note(&self, answer: anyhow::Result<apps::Answer>) {
+    fn note(&self, caller: usize, answer: anyhow::Result<apps::Answer>) {
         match answer {
             Ok(answer) if answer.status == 200 => {
-                self.answered.fetch_add(1, Ordering::Relaxed);
+                self.answered[caller].fetch_add(1, Ordering::Relaxed);
             }
             Ok(answer) => self.fail(format!("{} {:?}", answer.status, answer.reason())),
             Err(error) => self.fail(format!("{error:#}")),
@@ -84,12 +101,12 @@ impl Tally {
 }
 
 /// Over one connection, for as long as it is asked.
-async fn keep_asking(address: SocketAddr, tally: Arc<Tally>) {
+async fn keep_asking(address: SocketAddr, tally: Arc<Tally>, caller: usize) {
     let mut client = Client::connect(address).await.unwrap();
     loop {
         let answer = client.send("GET", "/", Bytes::new()).await;
         let is_over = answer.is_err();
-        tally.note(answer);
+        tally.note(caller, answer);
         if is_over {
             return;
         }
@@ -97,8 +114,8 @@ async fn keep_asking(address: SocketAddr, tally: Arc<Tally>) {
 }
 
 /// Over a new connection each time.
-async fn ask_anew(address: SocketAddr, tally: Arc<Tally>) {
+async fn ask_anew(address: SocketAddr, tally: Arc<Tally>, caller: usize) {
     loop {
-        tally.note(apps::get(address, "/").await);
+        tally.note(caller, apps::get(address, "/").await);
     }
 }
