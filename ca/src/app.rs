@@ -268,7 +268,7 @@ fn steering(config: &Config, presence: Option<&Presence>, clock: &Clock) -> Stee
         return Steering {
             holders: presence.holders(),
             orders: presence.orders(),
-            leads: presence.held().watch(),
+            leads: presence.leads(),
         };
     }
     let orders: Arc<dyn Orders> = match &config.store {

@@ -9,6 +9,7 @@ use bulkhead_crds::owner::Owner;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
 use kube::Client;
+use tokio::sync::watch;
 
 use crate::config::{Config, StoreLocation};
 use crate::issuer::Issuer;
@@ -27,6 +28,7 @@ pub struct Presence {
     namespace: String,
     latest: Latest,
     held: Held,
+    leads: watch::Receiver<bool>,
     clock: Clock,
     drain: drain::Watch,
 }
@@ -55,20 +57,24 @@ impl Presence {
         let (holder, held) = Holder::new(client.clone(), settings);
         tokio::spawn(holder.run(drain.clone()));
         let (follower, latest) = Follower::new(client.clone(), namespace, owner);
+        let (sender, leads) = watch::channel(false);
+        tokio::spawn(lead(held.watch(), follower.are_orders_known(), sender));
         tokio::spawn(follower.run(drain.clone()));
         Some(Self {
             client,
             namespace: namespace.clone(),
             latest,
             held,
+            leads,
             clock: clock.clone(),
             drain: drain.clone(),
         })
     }
 
-    /// Whether this replica is the one that rotates.
-    pub fn held(&self) -> &Held {
-        &self.held
+    /// Whether this replica is the one that rotates: it holds the Lease, and knows
+    /// what people order.
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.leads.clone()
     }
 
     /// Which root people want.
@@ -104,6 +110,26 @@ impl Presence {
                 metrics: metrics.clone(),
             };
             tokio::spawn(signer.run(self.drain.clone()));
+        }
+    }
+}
+
+/// Says whether both are so, until one of those who know is gone.
+async fn lead(
+    mut held: watch::Receiver<bool>,
+    mut known: watch::Receiver<bool>,
+    leads: watch::Sender<bool>,
+) {
+    loop {
+        let both = *held.borrow_and_update() && *known.borrow_and_update();
+        leads.send_if_modified(|leads| std::mem::replace(leads, both) != both);
+        let changed = tokio::select! {
+            changed = held.changed() => changed,
+            changed = known.changed() => changed,
+        };
+        if changed.is_err() {
+            leads.send_replace(false);
+            return;
         }
     }
 }

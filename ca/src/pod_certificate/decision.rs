@@ -36,7 +36,7 @@ pub(super) struct Rules<'a> {
 
 /// The end of a request.
 pub(super) enum Decision {
-    Issued { caller: Caller, issued: Issued },
+    Issued { caller: Caller, issued: Box<Issued> },
     Refused { refusal: Refusal },
 }
 
@@ -84,7 +84,10 @@ pub(super) async fn decide(
     };
     let issued = issuer.issue(&vetted, lifetime).await?;
     Ok(match check(&issued, &vetted, lifetime) {
-        Ok(()) => Decision::Issued { caller, issued },
+        Ok(()) => Decision::Issued {
+            caller,
+            issued: Box::new(issued),
+        },
         Err(refusal) => Decision::Refused { refusal },
     })
 }

@@ -30,6 +30,7 @@ pub struct Follower {
     api: Api<CertificateAuthority>,
     owner: Owner,
     latest: watch::Sender<Option<Arc<CertificateAuthority>>>,
+    are_orders_known: watch::Sender<bool>,
 }
 
 /// What has been seen of the object.
@@ -48,8 +49,16 @@ impl Follower {
             api: Api::namespaced(client, namespace),
             owner,
             latest,
+            are_orders_known: watch::Sender::new(false),
         };
         (follower, followed)
+    }
+
+    /// Whether it is known what people order: the object has been seen, or there
+    /// is no such kind and nobody can order anything. A replica that took steps
+    /// before would take a rotation back that somebody ordered long ago.
+    pub fn are_orders_known(&self) -> watch::Receiver<bool> {
+        self.are_orders_known.subscribe()
     }
 
     /// Follows it until the drain starts.
@@ -63,7 +72,12 @@ impl Follower {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => self.take(event, &mut seen),
-                    Some(Err(error)) => interrupted(&error, &mut seen),
+                    Some(Err(error)) => {
+                        if is_no_kind(&error) {
+                            self.are_orders_known.send_replace(true);
+                        }
+                        interrupted(&error, &mut seen);
+                    }
                     None => return,
                 },
                 _ = tries.tick(), if seen.is_listed && !seen.is_there => self.make().await,
@@ -78,19 +92,26 @@ impl Follower {
             Event::Apply(object) | Event::InitApply(object) => {
                 seen.is_there = true;
                 self.latest.send_replace(Some(Arc::new(object)));
+                self.are_orders_known.send_replace(true);
             }
             Event::InitDone => {
                 seen.is_listed = true;
                 seen.has_failed = false;
                 if !seen.is_there {
-                    self.latest.send_replace(None);
+                    self.forget();
                 }
             }
             Event::Delete(_) => {
                 seen.is_there = false;
-                self.latest.send_replace(None);
+                self.forget();
             }
         }
+    }
+
+    /// The object is not there, and is about to be made again.
+    fn forget(&self) {
+        self.are_orders_known.send_replace(false);
+        self.latest.send_replace(None);
     }
 
     /// Makes the object. Every replica may: applying the same twice changes
@@ -120,6 +141,11 @@ impl Follower {
             "making the CertificateAuthority failed and is tried again"
         );
     }
+}
+
+/// Whether the API server does not know the kind.
+fn is_no_kind(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 fn interrupted(error: &watcher::Error, seen: &mut Seen) {

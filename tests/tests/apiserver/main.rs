@@ -23,6 +23,7 @@
 //! - [`rotate_root`]: what people see and order of the CA.
 //! - [`holders`]: which proxies hold the trust bundle.
 //! - [`authority_object`]: the CA's own object, its Events and who writes them.
+//! - [`root_rotation`]: the root is rotated, by the object's spec.
 //! - [`pod_certificate`]: certificates by Kubernetes' own requests.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
 
@@ -43,6 +44,7 @@ mod pod_certificate;
 mod pod_security;
 mod registration;
 mod renewal;
+mod root_rotation;
 mod rotate_root;
 mod self_test;
 mod stream;
