@@ -20,6 +20,8 @@ const SOAK_ROUNDS: &str = "BULKHEAD_SOAK_ROUNDS";
 const VAULT: &str = "BULKHEAD_VAULT";
 /// Names the program that `scripts/tool cert-manager` builds.
 const CERT_MANAGER: &str = "BULKHEAD_CERT_MANAGER";
+/// Names the program that `tests/cluster/go-spiffe` makes.
+const GO_SPIFFE: &str = "BULKHEAD_GO_SPIFFE";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -66,6 +68,11 @@ pub fn soak_rounds() -> usize {
         let rounds = rounds.parse();
         rounds.unwrap_or_else(|_| panic!("{SOAK_ROUNDS} is to be a number"))
     })
+}
+
+/// An application that uses go-spiffe.
+pub fn go_spiffe() -> Result<PathBuf> {
+    told(GO_SPIFFE, "spiffe")
 }
 
 /// The program `envoy`.
