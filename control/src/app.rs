@@ -31,6 +31,8 @@ use crate::service::Discovery;
 use crate::source::cluster::{self, Cluster, Events};
 use crate::source::directory::Directory;
 
+pub use crate::server::Limits;
+
 /// The name of the Lease: whoever holds it does what needs doing once.
 const LEASE: &str = "bulkhead-control";
 /// How often the objects that are known are counted for the metrics.
@@ -43,6 +45,7 @@ pub struct Dependencies {
     pub monitoring: Monitoring,
     /// The API server, where the settings ask for it.
     pub kube: Option<kube::Client>,
+    pub limits: Limits,
 }
 
 /// A running control.
@@ -64,6 +67,7 @@ impl App {
             clock,
             monitoring,
             kube,
+            limits,
         } = given;
         let id = config.spiffe_id().context("control has no identity")?;
         let listener = server::bind(config.listen)
@@ -126,6 +130,7 @@ impl App {
             credentials: latest,
             clock,
             metrics,
+            limits,
         };
         tokio::spawn(server.serve(listener, drain));
         accepting.set(true);

@@ -28,6 +28,7 @@ use bulkhead_crds::emergency::Emergency as _;
 use bulkhead_runtime::clock::Clock;
 use tokio::sync::Notify;
 
+use crate::audit::Audit;
 use crate::emergency::stage::Stage;
 use crate::emergency::switches::{Switch, Switches};
 use crate::index::{Affected, Index, Settings};
@@ -48,6 +49,7 @@ struct Shared {
     state: Mutex<State>,
     metrics: Metrics,
     clock: Clock,
+    audit: Audit,
     /// A bypass changed, or a proxy took one.
     bypass_news: Notify,
 }
@@ -66,6 +68,7 @@ struct State {
     by_pod: HashMap<Key, BTreeSet<ResourceName>>,
     streams: HashMap<u64, Stream>,
     last_stream: u64,
+    audit: Audit,
 }
 
 /// An answer that somebody wants to hear of.
@@ -90,7 +93,9 @@ impl Hub {
         metrics: Metrics,
         clock: Clock,
     ) -> Self {
+        let audit = Audit::default();
         let state = State {
+            audit: audit.clone(),
             system_namespace,
             index: Index::new(settings),
             switches: Switches::default(),
@@ -108,6 +113,7 @@ impl Hub {
                 state: Mutex::new(state),
                 metrics,
                 clock,
+                audit,
                 bypass_news: Notify::new(),
             }),
         }
@@ -116,6 +122,11 @@ impl Hub {
     fn state(&self) -> MutexGuard<'_, State> {
         let locked = self.shared.state.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record of what is refused.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.shared.audit
     }
 
     /// Takes note of a change, and wakes whoever is to hear of it.

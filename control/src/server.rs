@@ -1,12 +1,15 @@
 //! Connections: TCP, mutual TLS, HTTP/2, and a bound on everything that a
 //! stranger can make us hold.
 
+mod shares;
+
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_core::identity::SpiffeId;
 use bulkhead_proto::xds::{AggregatedDiscoveryServiceServer, MAX_REQUEST};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
@@ -22,8 +25,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::codegen::Service as _;
 
+use crate::audit::Audit;
 use crate::metrics::Metrics;
 use crate::service::{Caller, Discovery};
+use shares::{Share, Shares};
 
 /// The most connections held at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 20_000;
@@ -50,6 +55,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// other replica goes.
 const BACKLOG: u32 = 4096;
 
+/// How much of what there is for all anybody may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections of one identity. All pods of a ServiceAccount have one, and
+    /// each pod one connection: more pods than that need more replicas.
+    pub of_identity: usize,
+    /// Connections from one address that have proved no identity yet: as many as
+    /// a node has pods, which may all come from the node's address.
+    pub unproven: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            of_identity: 5_000,
+            unproven: 256,
+        }
+    }
+}
+
 type Calls = AggregatedDiscoveryServiceServer<Discovery>;
 
 /// Binds the port.
@@ -70,6 +95,7 @@ pub(crate) struct Server {
     pub(crate) credentials: Latest,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
 }
 
 impl Server {
@@ -80,6 +106,8 @@ impl Server {
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let unproven = Shares::new(self.limits.unproven);
+        let identities = Shares::new(self.limits.of_identity);
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return; // Never closed.
@@ -90,8 +118,15 @@ impl Server {
             };
             match accepted {
                 Ok((stream, client)) => {
+                    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+                    let Some(unproven) = unproven.take(client.ip()) else {
+                        self.metrics.refused("too_many_connections");
+                        continue;
+                    };
                     let connection = Connection {
-                        client: SocketAddr::new(client.ip().to_canonical(), client.port()),
+                        client,
+                        identities: identities.clone(),
+                        audit: self.discovery.hub.audit().clone(),
                         calls: calls.clone(),
                         credentials: self.credentials.clone(),
                         clock: self.clock.clone(),
@@ -99,7 +134,7 @@ impl Server {
                         drain: drain.clone(),
                         _place: place,
                     };
-                    tokio::spawn(connection.run(stream));
+                    tokio::spawn(connection.run(stream, unproven));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
@@ -113,6 +148,8 @@ impl Server {
 /// One proxy's connection.
 struct Connection {
     client: SocketAddr,
+    identities: Shares<SpiffeId>,
+    audit: Audit,
     calls: Calls,
     credentials: Latest,
     clock: Clock,
@@ -122,11 +159,18 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream) {
+    async fn run(mut self, stream: TcpStream, unproven: Share<IpAddr>) {
         self.metrics.connections.inc();
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream)).await;
+        drop(unproven);
         match handshake {
-            Ok(Some((stream, caller))) => self.serve(stream, caller).await,
+            Ok(Some((stream, caller))) => match self.identities.take(caller.id.clone()) {
+                Some(_share) => self.serve(stream, caller).await,
+                None => {
+                    self.metrics.refused("too_many_connections");
+                    self.audit.refused_connection(self.client, &caller.id);
+                }
+            },
             Ok(None) | Err(_) => {
                 self.metrics.handshake_failures.inc();
                 tracing::debug!(client = %self.client, "a client proved no identity of the mesh");

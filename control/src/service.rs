@@ -15,7 +15,6 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::audit;
 use crate::hub::{Hub, Session, SubscribeError};
 use crate::metrics::Metrics;
 
@@ -128,7 +127,10 @@ impl Conversation {
         let node = request.node.as_deref().unwrap_or_default();
         let refuse = |reason: &str, label, status: fn(String) -> Status| {
             let Caller { address, id, .. } = &self.caller;
-            audit::refused_stream(*address, id, node, reason);
+            self.discovery
+                .hub
+                .audit()
+                .refused_stream(*address, id, node, reason);
             self.discovery.metrics.refused(label);
             status(reason.to_owned())
         };
@@ -185,7 +187,13 @@ impl Conversation {
         for refusal in refused {
             let Caller { address, id, .. } = &self.caller;
             let node = session.pod().to_string();
-            audit::refused_name(*address, id, &node, &refusal.name, refusal.reason);
+            self.discovery.hub.audit().refused_name(
+                *address,
+                id,
+                &node,
+                &refusal.name,
+                refusal.reason,
+            );
             self.discovery.metrics.refused(refusal.reason);
         }
         Ok(())

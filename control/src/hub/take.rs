@@ -9,7 +9,6 @@ use bulkhead_proto::xds::{Response, Versioned};
 
 use super::State;
 use super::stream::{Stream, Told};
-use crate::audit;
 use crate::object::Key;
 
 /// The kinds in the order in which they are told: the emergency first.
@@ -112,10 +111,12 @@ impl State {
             None if may_come(name) && *told == Told::Nothing => None,
             _ if *told == Told::Absent => None,
             _ => {
-                if !is_its_own {
-                    audit::foreign_pod(&stream.service_account, name);
-                }
                 *told = Told::Absent;
+                if !is_its_own {
+                    let namespace = &stream.pod().namespace;
+                    self.audit
+                        .foreign_pod(namespace, &stream.service_account, name);
+                }
                 let text = name.to_string();
                 let size = text.len();
                 response.removed.push(text);
