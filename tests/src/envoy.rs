@@ -34,7 +34,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// running one whether it has counted something.
 const POLL: Duration = Duration::from_millis(10);
 /// How long a number of the statistics may take to become what is expected.
-const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running Envoy. It is killed when this is dropped, or when the thread of the
 /// test ends in any other way; its log is shown where the test has failed.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval};
 /// How often the metrics are read.
 const POLL: Duration = Duration::from_millis(2);
 /// How long a number may take to become what is expected.
-const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The sum of the metrics that have this name and these labels.
 pub fn sum(monitoring: &Monitoring, name: &str, labels: &[&str]) -> f64 {

@@ -27,7 +27,7 @@ use tonic::Streaming;
 use tonic::transport::{Endpoint, Uri};
 
 /// How long anything may take that is to happen at once.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Gets a certificate as a workload does.
 pub async fn certificate(settings: Settings) -> Result<Arc<Credentials>> {

@@ -15,7 +15,7 @@ use super::terms::end;
 use crate::cluster::Cluster;
 
 /// How long an answer may be held up by this.
-const WITHIN: Duration = Duration::from_secs(1);
+const WITHIN: Duration = Duration::from_secs(3);
 
 /// A line for each switch that is on. None where the kinds are not installed or
 /// may not be listed: whatever the command is for goes on.

@@ -14,7 +14,7 @@ use super::scope::Scope;
 use crate::cluster::Cluster;
 
 /// How long the switch may take to be seen by every part of the API server.
-const WITHIN: Duration = Duration::from_secs(3);
+const WITHIN: Duration = Duration::from_secs(10);
 /// One try. A webhook that swallows packets takes longer, and then the switch is
 /// not seen yet.
 const TRY: Duration = Duration::from_millis(500);

