@@ -11,6 +11,7 @@ use bulkhead_crds::owner::Owner;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Condition;
+use bulkhead_runtime::tasks::{Ended, Tasks};
 use bulkhead_runtime::{drain, http_server};
 use bulkhead_workload::{Renewal, RenewalRequests, credentials};
 use tokio::net::TcpListener;
@@ -56,6 +57,7 @@ pub struct App {
     renewals: RenewalRequests,
     renewal: AbortHandle,
     accepting: Condition,
+    tasks: Tasks,
     trigger: drain::Trigger,
 }
 
@@ -79,14 +81,15 @@ impl App {
         let monitoring_address = monitoring_listener.local_addr()?;
 
         let (trigger, drain) = drain::channel();
+        let tasks = Tasks::default();
         let metrics = Metrics::register(&monitoring);
         let accepting = monitoring.readiness.condition("accepting");
         let shown = monitoring.clone();
-        tokio::spawn(http_server::serve(
-            monitoring_listener,
-            move |request, _| std::future::ready(shown.answer_or_not_found(&request)),
-            drain.clone(),
-        ));
+        let answer = move |request, _| std::future::ready(shown.answer_or_not_found(&request));
+        tasks.spawn(
+            "the monitoring server",
+            http_server::serve(monitoring_listener, answer, drain.clone()),
+        );
 
         let (publisher, latest) = credentials::channel();
         let certificate_metrics = bulkhead_workload::metrics::Metrics::default();
@@ -105,7 +108,7 @@ impl App {
             certificate_metrics,
             monitoring.readiness.condition("certificate"),
         );
-        let renewal = tokio::spawn(renewal.run()).abort_handle();
+        let renewal = tasks.spawn("the renewal of the certificate", renewal.run());
 
         let hub = Hub::new(
             index::Settings {
@@ -118,9 +121,16 @@ impl App {
             clock.clone(),
         );
         let synced = monitoring.readiness.condition("synced");
-        follow(&config, kube.clone(), &hub, &metrics, synced, &drain)?;
-        tend(&config, kube, &hub, &metrics, &clock, &drain);
-        tokio::spawn(count(hub.clone(), metrics.clone(), drain.clone()));
+        let running = Running {
+            drain: &drain,
+            tasks: &tasks,
+        };
+        follow(&config, kube.clone(), &hub, &metrics, synced, &running)?;
+        tend(&config, kube, &hub, &metrics, &clock, &running);
+        tasks.spawn(
+            "the count of objects",
+            count(hub.clone(), metrics.clone(), drain.clone()),
+        );
         let server = Server {
             discovery: Discovery {
                 hub,
@@ -132,7 +142,7 @@ impl App {
             metrics,
             limits,
         };
-        tokio::spawn(server.serve(listener, drain));
+        tasks.spawn("the discovery server", server.serve(listener, drain));
         accepting.set(true);
         tracing::info!(
             %address,
@@ -148,6 +158,7 @@ impl App {
             renewals,
             renewal,
             accepting,
+            tasks,
             trigger,
         })
     }
@@ -171,6 +182,12 @@ impl App {
         &self.renewals
     }
 
+    /// Waits until something has ended without which control is of no use; it is
+    /// to be drained then, and started again.
+    pub async fn task_ended(&self) -> Ended {
+        self.tasks.ended().await
+    }
+
     /// Ends all streams, so that proxies go to another replica, within
     /// `deadline`.
     pub async fn drain(self, deadline: Duration) -> drain::Outcome {
@@ -180,6 +197,12 @@ impl App {
     }
 }
 
+/// What long work is given.
+struct Running<'a> {
+    drain: &'a drain::Watch,
+    tasks: &'a Tasks,
+}
+
 /// Starts following the source of objects.
 fn follow(
     config: &Config,
@@ -187,7 +210,7 @@ fn follow(
     hub: &Hub,
     metrics: &Metrics,
     synced: Condition,
-    drain: &drain::Watch,
+    Running { drain, tasks }: &Running<'_>,
 ) -> anyhow::Result<()> {
     let reading = Reading {
         system_namespace: config.namespace.clone(),
@@ -199,7 +222,7 @@ fn follow(
             let client = kube
                 .context("the settings name the API server, and there is no connection to one")?;
             let (events, writing) = Events::new(client.clone(), &config.instance);
-            tokio::spawn(writing);
+            tasks.spawn("the writer of Events", writing);
             cluster::watch(&Cluster {
                 client,
                 events,
@@ -207,12 +230,16 @@ fn follow(
                 reading,
                 metrics: metrics.clone(),
                 synced,
-                drain: drain.clone(),
+                drain: (*drain).clone(),
+                tasks: (*tasks).clone(),
             });
         }
         Source::Directory(path) => {
             let directory = Directory::new(path.clone(), reading, metrics.clone());
-            tokio::spawn(directory.follow(hub.clone(), synced, drain.clone()));
+            tasks.spawn(
+                "the look at the directory",
+                directory.follow(hub.clone(), synced, (*drain).clone()),
+            );
         }
     }
     Ok(())
@@ -225,10 +252,14 @@ fn tend(
     hub: &Hub,
     metrics: &Metrics,
     clock: &Clock,
-    drain: &drain::Watch,
+    running: &Running<'_>,
 ) {
+    let Running { drain, tasks } = *running;
     let (standing, standings) = watch::channel(Vec::new());
-    tokio::spawn(keeper::advance(hub.clone(), standing, drain.clone()));
+    tasks.spawn(
+        "the keeper of bypasses",
+        keeper::advance(hub.clone(), standing, drain.clone()),
+    );
     let no_injection = Arc::new(AtomicBool::new(true));
     let cluster = kube.map(|client| {
         let writer = keeper::Writer {
@@ -237,14 +268,17 @@ fn tend(
             instance: config.instance.clone(),
             hub: hub.clone(),
         };
-        tokio::spawn(writer.run(standings, drain.clone()));
+        tasks.spawn(
+            "the writer of statuses",
+            writer.run(standings, drain.clone()),
+        );
         let limits = TimeLimits::new(
             client.clone(),
             clock.clone(),
             Arc::clone(&no_injection),
             metrics.clone(),
         );
-        tokio::spawn(limits.run(drain.clone()));
+        tasks.spawn("the keeper of time limits", limits.run(drain.clone()));
         let owner = Owner::named(client.clone(), config.owner.as_deref());
         let (holder, held) = Holder::new(
             client.clone(),
@@ -256,7 +290,7 @@ fn tend(
                 clock: clock.clone(),
             },
         );
-        tokio::spawn(holder.run(drain.clone()));
+        tasks.spawn("the holder of the lease", holder.run(drain.clone()));
         let keeper = Keeper {
             client: client.clone(),
             namespace: config.namespace.clone(),
@@ -267,12 +301,12 @@ fn tend(
             metrics: metrics.clone(),
             clock: clock.clone(),
         };
-        tokio::spawn(keeper.run(drain.clone()));
+        tasks.spawn("the keeper of proxies' reports", keeper.run(drain.clone()));
         let instance = &config.instance;
         missing::Cluster::new(client, instance, held, config.restart_missing, no_injection)
     });
     let missing = Missing::new(hub.clone(), metrics.clone(), cluster);
-    tokio::spawn(missing.run(drain.clone()));
+    tasks.spawn("the look for missing sidecars", missing.run(drain.clone()));
 }
 
 /// Shows how much is known, until the drain starts.

@@ -42,11 +42,19 @@ async fn run(config: Config) -> anyhow::Result<()> {
         ..Dependencies::default()
     };
     let app = App::start(config, given).await?;
-    let signal = signals.next().await;
-    tracing::info!(signal, "ending the streams");
+    let failure = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "ending the streams");
+            None
+        }
+        ended = app.task_ended() => {
+            tracing::error!("{ended}");
+            Some(ended)
+        }
+    };
     tokio::select! {
         outcome = app.drain(drain_duration) => tracing::info!(?outcome, "control ends"),
         signal = signals.next() => tracing::warn!(signal, "control ends at once"),
     }
-    Ok(())
+    failure.map_or(Ok(()), |ended| Err(ended.into()))
 }

@@ -95,6 +95,18 @@ impl Kind {
             Self::Bypass => "Bypass",
         }
     }
+
+    /// What the task is called that follows it.
+    pub fn watch(self) -> &'static str {
+        match self {
+            Self::Namespace => "the watch of Namespaces",
+            Self::Pod => "the watch of Pods",
+            Self::Service => "the watch of Services",
+            Self::EndpointSlice => "the watch of EndpointSlices",
+            Self::PeerAuthentication => "the watch of PeerAuthentications",
+            Self::Bypass => "the watch of Bypasses",
+        }
+    }
 }
 
 /// What is kept of one object.

@@ -15,10 +15,11 @@ use bulkhead_runtime::drain::{self, Outcome};
 use bulkhead_runtime::http_server;
 use bulkhead_runtime::log;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::tasks::{Ended, Tasks};
 use bulkhead_workload::tokens::TokenSource;
 use bulkhead_workload::{Renewal, RenewalRequests, Settings};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::bypass::{self, Switch};
@@ -50,7 +51,8 @@ pub struct Proxy {
     drain_requests: mpsc::Receiver<()>,
     path: DataPath,
     _servers: drain::Trigger,
-    _tasks: Tasks,
+    tasks: Tasks,
+    _running: Running,
 }
 
 /// Why a proxy did not start.
@@ -126,8 +128,16 @@ impl Proxy {
             bypass: switch.state(),
             directory,
         };
-        let path = DataPath::start(&config, &sockets, &known, &metrics, &dependencies.clock)
-            .map_err(StartError::Worker)?;
+        let tasks = Tasks::default();
+        let path = DataPath::start(
+            &config,
+            &sockets,
+            &known,
+            &metrics,
+            &dependencies.clock,
+            &tasks,
+        )
+        .map_err(StartError::Worker)?;
 
         let (drain_sender, drain_requests) = mpsc::channel(1);
         let status = Arc::new(Status {
@@ -149,22 +159,34 @@ impl Proxy {
         // The small servers go on answering while the data path drains.
         let (servers, watch) = drain::channel();
         let bypass_file = (config.bypass_path.clone(), config.pod_name.clone());
-        let mut tasks = vec![
-            tokio::spawn(renewal.run()),
-            tokio::spawn(switch.run(bypass_file.0, bypass_file.1)),
-            tokio::spawn(http_server::serve(
-                sockets.status,
-                move |request, _| Arc::clone(&status).answer(request),
-                watch.clone(),
-            )),
-            tokio::spawn(http_server::serve(
-                sockets.admin,
-                move |request, _| Arc::clone(&admin).answer(request),
-                watch.clone(),
-            )),
+        let mut running = vec![
+            tasks.spawn("the renewal of the certificate", renewal.run()),
+            tasks.spawn(
+                "the look at the bypass",
+                switch.run(bypass_file.0, bypass_file.1),
+            ),
+            tasks.spawn(
+                "the status server",
+                http_server::serve(
+                    sockets.status,
+                    move |request, _| Arc::clone(&status).answer(request),
+                    watch.clone(),
+                ),
+            ),
+            tasks.spawn(
+                "the admin server",
+                http_server::serve(
+                    sockets.admin,
+                    move |request, _| Arc::clone(&admin).answer(request),
+                    watch.clone(),
+                ),
+            ),
         ];
-        tasks.extend(workload_api.map(|(api, listener)| tokio::spawn(api.serve(listener, watch))));
-        tasks.extend(control.map(|control| tokio::spawn(control.run())));
+        running.extend(workload_api.map(|(api, listener)| {
+            // Nobody's traffic is to end with it.
+            tokio::spawn(api.serve(listener, watch)).abort_handle()
+        }));
+        running.extend(control.map(|control| tasks.spawn("discovery", control.run())));
         Ok(Self {
             addresses,
             latest,
@@ -174,7 +196,8 @@ impl Proxy {
             drain_requests,
             path,
             _servers: servers,
-            _tasks: Tasks(tasks.iter().map(JoinHandle::abort_handle).collect()),
+            tasks,
+            _running: Running(running),
         })
     }
 
@@ -183,6 +206,13 @@ impl Proxy {
         if self.drain_requests.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Waits until something has ended without which the proxy is of no use; it
+    /// is to be drained then, and started again.
+    pub fn task_ended(&self) -> impl Future<Output = Ended> + use<> {
+        let tasks = self.tasks.clone();
+        async move { tasks.ended().await }
     }
 
     /// Takes no new inbound work, finishes what is in hand, then waits until the
@@ -222,6 +252,7 @@ impl DataPath {
         known: &Known,
         metrics: &Metrics,
         clock: &Clock,
+        tasks: &Tasks,
     ) -> io::Result<Self> {
         let (inbound_drain, inbound_watch) = drain::channel();
         let (outbound_drain, outbound_watch) = drain::channel();
@@ -245,6 +276,7 @@ impl DataPath {
                 outbound_drain: outbound_watch.clone(),
                 open_outbound: open_outbound.clone(),
                 stop: stopped.clone(),
+                tasks: tasks.clone(),
             };
             workers.push(worker::spawn(index, work)?);
         }
@@ -279,9 +311,9 @@ impl DataPath {
 }
 
 /// Tasks that end with the proxy.
-struct Tasks(Vec<AbortHandle>);
+struct Running(Vec<AbortHandle>);
 
-impl Drop for Tasks {
+impl Drop for Running {
     fn drop(&mut self) {
         self.0.iter().for_each(AbortHandle::abort);
     }

@@ -59,9 +59,15 @@ async fn run() -> Result<(), Failed> {
     let mut proxy = Proxy::start(config, dependencies).map_err(|error| (1, error.into()))?;
     tracing::info!(addresses = ?proxy.addresses, "started");
 
+    let mut failure = None;
+    let task_ended = proxy.task_ended();
     let why = tokio::select! {
         signal = signals.next() => signal,
         () = proxy.drain_requested() => "a request on the admin port",
+        ended = task_ended => {
+            failure = Some(ended);
+            "a failure"
+        }
     };
     tracing::info!(why, "draining");
     tokio::select! {
@@ -71,7 +77,7 @@ async fn run() -> Result<(), Failed> {
         },
         signal = signals.next() => tracing::warn!(signal, "stopping at once"),
     }
-    Ok(())
+    failure.map_or(Ok(()), |ended| Err((1, ended.into())))
 }
 
 async fn wait() -> Result<(), Failed> {

@@ -17,6 +17,7 @@ use bulkhead_core::reason::Reason;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
+use bulkhead_runtime::tasks::Tasks;
 use futures::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -59,6 +60,8 @@ pub(crate) struct Work {
     pub(crate) open_outbound: watch::Sender<usize>,
     /// Ends the worker, whatever is still open.
     pub(crate) stop: watch::Receiver<bool>,
+    /// Where it is told that a part of the worker has ended.
+    pub(crate) tasks: Tasks,
 }
 
 /// A socket that takes inbound connections, and where they go.
@@ -88,6 +91,7 @@ pub(crate) fn spawn(index: u16, work: Work) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
+            let _guard = work.tasks.guard("a worker");
             if let Err(error) = run(work) {
                 tracing::error!(%error, index, "a worker could not start");
             }
@@ -119,12 +123,19 @@ async fn serve(work: Work) {
         metrics: work.metrics.clone(),
         clock: work.clock.clone(),
     });
-    spawn_local(Rc::clone(&inbound).follow_policy());
+    let guard = work.tasks.guard("a worker's look at policy");
+    let follow_policy = Rc::clone(&inbound).follow_policy();
+    spawn_local(async move {
+        let _guard = guard;
+        follow_policy.await;
+    });
     for InboundSocket { socket, forward } in work.inbound_sockets {
         let inbound = Rc::clone(&inbound);
         let drain = work.inbound_drain.clone();
         let mut first_word = work.first_word.clone();
+        let guard = work.tasks.guard("a worker's inbound listener");
         spawn_local(async move {
+            let _guard = guard;
             // Connections that come before wait in the kernel: what the settings
             // permit may be more than what control is about to say. Whoever could
             // say it being gone means that the settings count.
@@ -166,7 +177,8 @@ async fn serve(work: Work) {
         };
         let open = work.open_outbound.clone();
         let drain = work.outbound_drain.clone();
-        spawn_local(accept(socket, drain, move |stream, _, drain| {
+        let guard = work.tasks.guard("a worker's outbound listener");
+        let accepted = accept(socket, drain, move |stream, _, drain| {
             let outbound = Rc::clone(&outbound);
             let towards = towards.clone();
             let open = Open::new(&open);
@@ -174,7 +186,11 @@ async fn serve(work: Work) {
                 outbound.serve(stream, towards, drain).await;
                 drop(open);
             });
-        }));
+        });
+        spawn_local(async move {
+            let _guard = guard;
+            accepted.await;
+        });
     }
     spawn_local(async move {
         loop {

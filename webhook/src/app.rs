@@ -12,6 +12,7 @@ use bulkhead_runtime::drain::{self, Outcome};
 use bulkhead_runtime::http_server;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::{Condition, Readiness};
+use bulkhead_runtime::tasks::{Ended, Tasks};
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -69,6 +70,7 @@ pub struct App {
     authorities: watch::Receiver<Vec<Certificate>>,
     accepting: Condition,
     leaving: watch::Sender<bool>,
+    tasks: Tasks,
     drain: drain::Trigger,
     config: Config,
 }
@@ -99,6 +101,7 @@ impl App {
         let metrics = Metrics::register(&monitoring);
         let accepting = monitoring.readiness.condition("accepting_reviews");
         let (drain, work) = drain::channel();
+        let tasks = Tasks::default();
         let (leaving, is_leaving) = watch::channel(false);
         let (tls, tls_configs) = watch::channel(None);
         let (own, authorities) = watch::channel(Vec::new());
@@ -110,6 +113,7 @@ impl App {
             readiness: &monitoring.readiness,
             metrics: metrics.clone(),
             work: work.clone(),
+            tasks: tasks.clone(),
         };
         parts.watch(namespaces.clone());
         let stops = parts.stops();
@@ -131,7 +135,10 @@ impl App {
             leaving: is_leaving,
             metrics,
         };
-        tokio::spawn(server::serve(listener, serving, work.clone()));
+        tasks.spawn(
+            "the server of reviews",
+            server::serve(listener, serving, work.clone()),
+        );
         accepting.set(true);
 
         let shown = monitoring.clone();
@@ -139,7 +146,10 @@ impl App {
             let shown = shown.clone();
             async move { shown.answer_or_not_found(&request) }
         };
-        tokio::spawn(http_server::serve(monitoring_listener, answer, work));
+        tasks.spawn(
+            "the monitoring server",
+            http_server::serve(monitoring_listener, answer, work),
+        );
         tracing::info!(%address, %monitoring_address, "the webhook is listening");
         Ok(Self {
             address,
@@ -148,6 +158,7 @@ impl App {
             authorities,
             accepting,
             leaving,
+            tasks,
             drain,
             config,
         })
@@ -178,6 +189,12 @@ impl App {
         }
     }
 
+    /// Waits until something has ended without which the webhook is of no use; it
+    /// is to be shut down then, and started again.
+    pub async fn task_ended(&self) -> Ended {
+        self.tasks.ended().await
+    }
+
     /// Ends the webhook without losing a review: it is taken out of its Service
     /// first, serves on until everybody has heard, and then finishes what it
     /// has in hand. The registration stays, because other replicas answer for
@@ -204,25 +221,25 @@ struct Parts<'a> {
     readiness: &'a Readiness,
     metrics: Metrics,
     work: drain::Watch,
+    tasks: Tasks,
 }
 
 impl Parts<'_> {
     fn watch(&self, namespaces: Namespaces) {
         let synced = self.readiness.condition("namespaces_synced");
         let metrics = self.metrics.clone();
-        tokio::spawn(watch_namespaces(
-            namespaces,
-            synced,
-            metrics,
-            self.work.clone(),
-        ));
+        self.tasks.spawn(
+            "the watch of namespaces",
+            watch_namespaces(namespaces, synced, metrics, self.work.clone()),
+        );
     }
 
     fn notices(&self) -> Notices {
         let client = self.client.clone();
         let (notices, speaker) = Notices::new(client, &self.config.instance, &self.metrics);
         if let Some(speaker) = speaker {
-            tokio::spawn(speaker.run(self.work.clone()));
+            self.tasks
+                .spawn("the writer of Events", speaker.run(self.work.clone()));
         }
         notices
     }
@@ -237,7 +254,10 @@ impl Parts<'_> {
         if let Some(client) = self.client.clone() {
             let metrics = self.metrics.clone();
             let (clock, work) = (self.clock.clone(), self.work.clone());
-            tokio::spawn(watch_stops(client, known, clock, metrics, work));
+            self.tasks.spawn(
+                "the watch of switches",
+                watch_stops(client, known, clock, metrics, work),
+            );
         }
         stops
     }
@@ -259,7 +279,8 @@ impl Parts<'_> {
             self.clock.clone(),
             self.metrics.clone(),
         );
-        tokio::spawn(test.run(registered, self.work.clone()));
+        self.tasks
+            .spawn("the self-test", test.run(registered, self.work.clone()));
     }
 
     /// Registers with the API server, where there is one and that is wanted.
@@ -289,7 +310,10 @@ impl Parts<'_> {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };
-        tokio::spawn(keeper.run(client, self.work.clone()));
+        self.tasks.spawn(
+            "the keeper of the registration",
+            keeper.run(client, self.work.clone()),
+        );
         Some(seen)
     }
 
@@ -310,7 +334,10 @@ impl Parts<'_> {
                     clock,
                     metrics,
                 };
-                tokio::spawn(keeper.run(self.work.clone()));
+                self.tasks.spawn(
+                    "the keeper of the certificate",
+                    keeper.run(self.work.clone()),
+                );
             }
             CertificateSource::SelfMade { secret } => {
                 let namespace = &config.defaults.system_namespace;
@@ -326,7 +353,10 @@ impl Parts<'_> {
                     clock,
                     metrics,
                 };
-                tokio::spawn(keeper.run(self.work.clone()));
+                self.tasks.spawn(
+                    "the keeper of the certificate",
+                    keeper.run(self.work.clone()),
+                );
             }
         }
         Ok(())

@@ -62,11 +62,19 @@ async fn serve(config: Config) -> Result<()> {
         None => Deps::cluster(api_server().await?),
     };
     let app = App::start(config, deps).await?;
-    let signal = signals.next().await;
-    tracing::info!(signal, "shutting down");
+    let failure = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "shutting down");
+            None
+        }
+        ended = app.task_ended() => {
+            tracing::error!("{ended}");
+            Some(ended)
+        }
+    };
     tokio::select! {
         outcome = app.shutdown() => tracing::info!(?outcome, "finished"),
         signal = signals.next() => tracing::warn!(signal, "ended before the drain did"),
     }
-    Ok(())
+    failure.map_or(Ok(()), |ended| Err(ended.into()))
 }

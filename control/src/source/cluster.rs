@@ -9,6 +9,7 @@ use bulkhead_crds::emergency::{self, Bypass};
 use bulkhead_crds::istio::peer_authentication::{self as istio, PeerAuthentication};
 use bulkhead_runtime::drain;
 use bulkhead_runtime::readiness::Condition;
+use bulkhead_runtime::tasks::Tasks;
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind, TypeMeta};
@@ -38,6 +39,7 @@ pub(crate) struct Cluster {
     pub(crate) events: Events,
     pub(crate) synced: Condition,
     pub(crate) drain: drain::Watch,
+    pub(crate) tasks: Tasks,
 }
 
 /// Starts the watches. They end when the drain starts.
@@ -47,9 +49,15 @@ pub(crate) fn watch(cluster: &Cluster) {
     cluster.clone().spawn::<manifest::Service>();
     cluster.clone().spawn::<manifest::EndpointSlice>();
     let watch = cluster.clone();
-    tokio::spawn(watch.optional(Kind::Bypass, emergency::GROUP, &[emergency::VERSION]));
+    cluster.tasks.spawn(
+        Kind::Bypass.watch(),
+        watch.optional(Kind::Bypass, emergency::GROUP, &[emergency::VERSION]),
+    );
     let watch = cluster.clone();
-    tokio::spawn(watch.optional(Kind::PeerAuthentication, istio::GROUP, &istio::VERSIONS));
+    cluster.tasks.spawn(
+        Kind::PeerAuthentication.watch(),
+        watch.optional(Kind::PeerAuthentication, istio::GROUP, &istio::VERSIONS),
+    );
 }
 
 /// How a watch came to its end.
@@ -65,7 +73,10 @@ impl Cluster {
         M: Manifest + Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     {
         let api = Api::<M>::all(self.client.clone());
-        tokio::spawn(async move { self.follow(api, &(), M::KIND, |_| true, keep::<M>).await });
+        let tasks = self.tasks.clone();
+        tasks.spawn(M::KIND.watch(), async move {
+            self.follow(api, &(), M::KIND, |_| true, keep::<M>).await;
+        });
     }
 
     /// Follows a kind that may not be served, or not yet.

@@ -10,6 +10,7 @@
 //! In reading order:
 //! - [`log`]: JSON or text lines, with a level that can be changed while running.
 //! - [`shutdown`]: SIGTERM and SIGINT.
+//! - [`tasks`]: the work that must not end before.
 //! - [`drain`]: tell everyone to finish, then wait for them, but not for ever.
 //! - [`readiness`]: named conditions that must hold before work is sent here.
 //! - [`monitoring`]: the metrics registry and the server that shows it.
@@ -28,3 +29,4 @@ pub mod log;
 pub mod monitoring;
 pub mod readiness;
 pub mod shutdown;
+pub mod tasks;

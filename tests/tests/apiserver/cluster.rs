@@ -12,6 +12,7 @@ use bulkhead_tests::balancer::Balancer;
 use bulkhead_tests::namespace::{Namespace, a_pod, is_injected, may};
 use bulkhead_webhook::app::{App, Deps};
 use bulkhead_webhook::config::Config;
+use futures::FutureExt as _;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -141,6 +142,7 @@ impl Cluster {
         let labels = [("bulkhead.io/inject", "enabled")];
         let probe = Namespace::create(&client, &labels, &[]).await;
         injects_into(&probe).await;
+        assert_eq!(webhook.task_ended().now_or_never(), None);
         webhook
     }
 

@@ -19,6 +19,7 @@ use bulkhead_tests::namespace::{Namespace, may};
 use bulkhead_tests::subscriber::{Subscriber, certificate};
 use bulkhead_workload::Settings;
 use bulkhead_workload::credentials::Credentials;
+use futures::FutureExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -110,6 +111,8 @@ impl World {
             self.monitoring.readiness.missing().is_empty()
         })
         .await;
+        let control = self.control.as_ref().unwrap();
+        assert_eq!(control.task_ended().now_or_never(), None);
     }
 
     pub(crate) fn metrics(&self) -> String {

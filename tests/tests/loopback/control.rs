@@ -16,6 +16,7 @@ use bulkhead_tests::metrics::become_sum;
 use bulkhead_tests::subscriber::{Subscriber, certificate};
 use bulkhead_workload::Settings;
 use bulkhead_workload::credentials::Credentials;
+use futures::FutureExt as _;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -124,6 +125,8 @@ impl World {
         };
         let ready = tokio::time::timeout(Duration::from_secs(60), ready).await;
         assert!(ready.is_ok(), "{:?}", self.monitoring.readiness.missing());
+        let control = self.control.as_ref().unwrap();
+        assert_eq!(control.task_ended().now_or_never(), None);
     }
 
     /// Writes a manifest as a careful program does: whole, or not at all.

@@ -7,6 +7,7 @@ use bulkhead_core::policy::MtlsMode;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_proxy::app::Proxy;
 use bulkhead_tests::metrics;
+use futures::FutureExt as _;
 
 /// `web/front` calls `shop/cart` through both proxies.
 pub(crate) struct Pair {
@@ -35,6 +36,9 @@ impl Pair {
         let endpoints = [server.addresses.inbound[0]];
         config.outbound = vec![mesh::upstream(&mesh, "shop", "cart", &endpoints).unwrap()];
         let client = mesh.proxy(config).await.unwrap();
+        for proxy in [&server, &client] {
+            assert_eq!(proxy.task_ended().now_or_never(), None);
+        }
         Self {
             mesh,
             client,

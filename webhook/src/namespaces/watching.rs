@@ -26,7 +26,7 @@ pub(crate) async fn watch_namespaces(
 ) {
     let Some(cluster) = &namespaces.cluster else {
         synced.set(true);
-        return;
+        return drain.started().await;
     };
     let events = watcher(cluster.api.clone(), watcher::Config::default());
     let mut events = pin!(events.default_backoff());

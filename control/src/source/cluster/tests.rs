@@ -79,6 +79,7 @@ impl World {
             events,
             synced: monitoring.readiness.condition("objects"),
             drain,
+            tasks: Tasks::default(),
         };
         Self {
             hub,
