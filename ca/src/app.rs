@@ -19,9 +19,10 @@ use crate::admission::{self, Admission, Places};
 use crate::authenticate::Authenticate;
 use crate::authenticate::jwks::JwksVerifier;
 use crate::authenticate::token_review::TokenReviewer;
-use crate::config::{AuthenticationSource, Config, StoreLocation};
+use crate::config::{AuthenticationSource, Config, StoreLocation, UpstreamSource};
 use crate::issuer::Issuer;
 use crate::issuer::rotating::{Given, RotatingIssuer, Steering};
+use crate::issuer::status::UpstreamSigns;
 use crate::metrics::Metrics;
 use crate::openid::Discovery;
 use crate::presence::{self, Presence};
@@ -33,6 +34,10 @@ use crate::serving::ServingTls;
 use crate::store::Store;
 use crate::store::directory::Directory;
 use crate::store::secret::SecretStore;
+use crate::upstream::Upstream;
+use crate::upstream::cert_manager::CertManager;
+use crate::upstream::files::Files;
+use crate::upstream::vault::Vault;
 use crate::workload_tokens::TokenService;
 
 /// What a CA is given from outside.
@@ -98,7 +103,7 @@ impl App {
                 lifetimes: config.lifetimes,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
-                upstream: None,
+                upstream: open_upstream(&config, kube.clone(), &clock).await?,
                 settle: config.rotation_pause,
                 steering: steering(&config, presence.as_ref(), &clock),
             })
@@ -296,6 +301,30 @@ async fn store(config: &Config, kube: Option<kube::Client>) -> anyhow::Result<Bo
             Box::new(store)
         }
     })
+}
+
+/// Whoever has the root, where it is not this CA: a line for each kind.
+async fn open_upstream(
+    config: &Config,
+    kube: Option<kube::Client>,
+    clock: &Clock,
+) -> anyhow::Result<Option<Arc<dyn Upstream>>> {
+    let Some(upstream) = &config.upstream else {
+        return Ok(None);
+    };
+    let (domain, clock) = (config.trust_domain.clone(), clock.clone());
+    let roots = upstream.roots_file.clone();
+    Ok(Some(match upstream.source.clone() {
+        UpstreamSource::Files(directory) => {
+            Arc::new(Files::open(directory, domain, UpstreamSigns::Intermediate, clock).await)
+        }
+        UpstreamSource::Vault(settings) => Arc::new(Vault::new(settings, roots, domain, clock)),
+        UpstreamSource::CertManager { issuer, namespace } => {
+            let client = kube.context(NO_API_SERVER)?;
+            let ours = CertManager::new(client, &namespace, issuer, roots, domain, clock);
+            Arc::new(ours)
+        }
+    }))
 }
 
 const NO_API_SERVER: &str = "the settings name the API server, and there is no connection to one";

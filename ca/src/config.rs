@@ -14,6 +14,10 @@ use bulkhead_pki::serving::ServerName;
 
 use crate::rotation::SETTLE;
 
+mod upstream;
+
+pub use self::upstream::{UpstreamConfig, UpstreamSource};
+
 /// The names of the variables.
 pub mod name {
     pub const TRUST_DOMAIN: &str = "BULKHEAD_CA_TRUST_DOMAIN";
@@ -30,6 +34,16 @@ pub mod name {
     pub const MAX_LIFETIME: &str = "BULKHEAD_CA_MAX_LIFETIME";
     pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
+    pub const UPSTREAM: &str = "BULKHEAD_CA_UPSTREAM";
+    pub const UPSTREAM_ROOTS: &str = "BULKHEAD_CA_UPSTREAM_ROOTS";
+    pub const CERT_MANAGER_NAMESPACE: &str = "BULKHEAD_CA_CERT_MANAGER_NAMESPACE";
+    pub const VAULT_MOUNT: &str = "BULKHEAD_CA_VAULT_MOUNT";
+    pub const VAULT_NAMESPACE: &str = "BULKHEAD_CA_VAULT_NAMESPACE";
+    pub const VAULT_CA_FILE: &str = "BULKHEAD_CA_VAULT_CA_FILE";
+    pub const VAULT_TOKEN_FILE: &str = "BULKHEAD_CA_VAULT_TOKEN_FILE";
+    pub const VAULT_KUBERNETES_PATH: &str = "BULKHEAD_CA_VAULT_KUBERNETES_PATH";
+    pub const VAULT_KUBERNETES_ROLE: &str = "BULKHEAD_CA_VAULT_KUBERNETES_ROLE";
+    pub const VAULT_KUBERNETES_TOKEN_FILE: &str = "BULKHEAD_CA_VAULT_KUBERNETES_TOKEN_FILE";
     pub const JWT_ISSUER: &str = "BULKHEAD_CA_JWT_ISSUER";
     pub const ROTATION_PAUSE: &str = "BULKHEAD_CA_ROTATION_PAUSE";
     pub const TRUST_BUNDLE_CONFIG_MAP: &str = "BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP";
@@ -71,6 +85,8 @@ pub struct Config {
     /// How long nothing must have changed before a root begins to sign, or
     /// leaves the trust bundle.
     pub rotation_pause: Duration,
+    /// Who has the root, where it is not this CA.
+    pub upstream: Option<UpstreamConfig>,
     /// Who JWT-SVIDs say that they are from: the https URL under which others
     /// find their keys by OpenID Connect discovery.
     pub jwt_issuer: Option<String>,
@@ -195,6 +211,7 @@ impl Config {
                 root: 3650 * DAY,
                 intermediate: 365 * DAY,
             },
+            upstream: None,
             jwt_issuer: None,
             rotation_pause: SETTLE,
             trust_bundle_config_map: in_cluster.then(|| TRUST_BUNDLE_CONFIG_MAP.to_owned()),
@@ -211,6 +228,10 @@ impl Config {
     /// Whether there is anything to ask the API server.
     pub fn needs_api_server(&self) -> bool {
         needs_api_server(&self.store, &self.authentication)
+            || self
+                .upstream
+                .as_ref()
+                .is_some_and(UpstreamConfig::needs_api_server)
     }
 
     /// Reads the process's environment; every error at once.
@@ -260,6 +281,7 @@ impl Config {
             },
             lifetimes,
             rotation_pause: read_rotation_pause(&settings),
+            upstream: upstream::read(&settings),
             jwt_issuer: settings.parsed(name::JWT_ISSUER, read_issuer),
             trust_bundle_config_map,
             instance: settings.or(name::INSTANCE, default.instance),

@@ -47,6 +47,7 @@
 //! | `configmaps` named `bulkhead-trust-bundle` | list, watch, create, patch | cluster | the trust bundle, in every namespace |
 //! | `clustertrustbundles.certificates.k8s.io` named `ca.bulkhead.io:x509-svid:bulkhead` | get, create, patch | cluster | the trust bundle for pods that ask for it |
 //! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | attest | cluster | that trust bundle is this signer's |
+//! | `certificaterequests.cert-manager.io` | list, watch, create, delete | own namespace | its intermediates, where cert-manager signs them; only where that was chosen |
 //! | `podcertificaterequests.certificates.k8s.io` | list, watch | cluster | whom to sign for; this and the next four only where that was switched on |
 //! | `podcertificaterequests/status.certificates.k8s.io` | patch | cluster | the answer |
 //! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | sign | cluster | the answer |

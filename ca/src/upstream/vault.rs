@@ -172,7 +172,7 @@ impl Upstream for Vault {
         let Some(role) = &self.role else {
             return Err(UpstreamError::new(
                 Reason::Unusable,
-                "leaves are signed by a role of Vault: name it in BULKHEAD_CA_VAULT_ROLE",
+                "leaves are signed by a role of Vault, and none was named",
             ));
         };
         let body = json!({

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bulkhead_ca::authenticate::Authenticate as _;
 use bulkhead_ca::authenticate::jwks::JwksVerifier;
+use bulkhead_ca::config::{UpstreamConfig, UpstreamSource};
 use bulkhead_ca::issuer::status::UpstreamSigns;
 use bulkhead_ca::upstream::files::Files;
 use bulkhead_ca::upstream::{Reason, SignedChain, Upstream, UpstreamError};
@@ -21,7 +22,7 @@ use bulkhead_pki::svid::SvidChain;
 use bulkhead_runtime::clock::Clock;
 use tempfile::TempDir;
 
-use crate::support::{DAY, HOUR, ISSUER, Place, cart, now, token_for_cart};
+use crate::support::{Ca, DAY, HOUR, ISSUER, Place, cart, now, request, token_for_cart};
 
 const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 const P384: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-384";
@@ -279,7 +280,7 @@ async fn files_that_cannot_be_used_are_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_ca_that_may_have_nothing_below_it_is_told_to_sign_leaves_and_does() {
+async fn a_ca_that_may_have_nothing_below_it_signs_leaves_and_no_intermediate() {
     let company = Company::new();
     let last = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n";
     company.authority("last", P256, Some("root"), last);
@@ -287,7 +288,7 @@ async fn a_ca_that_may_have_nothing_below_it_is_told_to_sign_leaves_and_does() {
     company.show("tls.key", &["last.key"]);
     company.show("ca.crt", &["root.crt"]);
     let said = company.refusal().await;
-    assert!(said.contains("let the upstream sign leaves"), "{said}");
+    assert!(said.contains("keeps an intermediate of its own"), "{said}");
     serves_leaves(&company.files(UpstreamSigns::Leaf).await).await;
 }
 
@@ -375,4 +376,24 @@ async fn a_volume_that_a_kubelet_replaces_by_moving_a_link_is_followed() {
     );
     let (_, signed) = intermediate(&files).await.unwrap();
     assert_eq!(signed.chain.len(), 2, "ours, upper");
+}
+
+#[tokio::test]
+async fn workloads_of_a_ca_below_a_companys_trust_the_companys_root() {
+    let company = Company::new();
+    company.show_mesh();
+    let ca = Ca::start_with(|config| {
+        config.upstream = Some(UpstreamConfig {
+            source: UpstreamSource::Files(company.shown()),
+            roots_file: None,
+        });
+    })
+    .await;
+    let (key, wish) = request(Some(&cart()));
+    let token = ca.token(&token_for_cart());
+    let answer = ca.call(Some(&token), wish).await.unwrap();
+    let svid = SvidChain::from_pem(&answer.chain.concat()).unwrap();
+    assert_eq!(svid.intermediates().len(), 3, "ours, mesh, upper");
+    let bundle = TrustBundle::from_pem(default_trust_domain(), &company.read(&["root.crt"]));
+    WorkloadIdentity::new(&cart(), &key, svid, bundle.unwrap(), now()).unwrap();
 }

@@ -241,7 +241,7 @@ pub enum ForeignError {
     )]
     NotYetValid { serial: String, not_before: u64 },
     #[error(
-        "certificate {serial} permits {allowed} intermediates below it (pathlen) and {needed} are needed: have it issued with more, or let the upstream sign leaves (`leaf`)"
+        "certificate {serial} permits {allowed} intermediates below it (pathlen) and {needed} are needed: have it issued with more, because the CA keeps an intermediate of its own below it"
     )]
     PathLength {
         serial: String,

@@ -247,7 +247,7 @@ fn a_ca_that_may_have_nothing_below_it_signs_leaves_and_says_so_of_intermediates
     let refused = authority.try_intermediate(&key, &roots, DAY, now());
     let refused = refused.unwrap_err().to_string();
     assert!(
-        refused.contains("let the upstream sign leaves"),
+        refused.contains("keeps an intermediate of its own"),
         "{refused}"
     );
 

@@ -1,0 +1,162 @@
+//! Who signs above the CA: the settings of upstream issuers.
+
+use std::path::PathBuf;
+
+use bulkhead_core::settings::Settings;
+
+use super::name;
+use crate::upstream::cert_manager::IssuerRef;
+use crate::upstream::vault::{VaultAuthentication, VaultSettings};
+
+/// Where the projected token for Vault is, as the chart mounts it.
+const VAULT_TOKEN: &str = "/var/run/secrets/bulkhead-vault/token";
+
+/// Another CA above this one.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    pub source: UpstreamSource,
+    /// The roots to trust, where the upstream's answers do not reach up to them.
+    pub roots_file: Option<PathBuf>,
+}
+
+/// Which one.
+#[derive(Clone, Debug)]
+pub enum UpstreamSource {
+    /// `files:DIRECTORY`
+    Files(PathBuf),
+    /// `cert-manager:ISSUER`; requests are made in this namespace.
+    CertManager {
+        issuer: IssuerRef,
+        namespace: String,
+    },
+    /// `vault:URL`
+    Vault(VaultSettings),
+}
+
+impl UpstreamConfig {
+    /// Whether it needs the API server.
+    pub(super) fn needs_api_server(&self) -> bool {
+        matches!(self.source, UpstreamSource::CertManager { .. })
+    }
+}
+
+/// Reads all of it; none where the CA has a root of its own.
+pub(super) fn read(settings: &Settings<'_>) -> Option<UpstreamConfig> {
+    let text = settings.text(name::UPSTREAM)?;
+    let reject = |problem: &str| {
+        settings.reject(name::UPSTREAM, problem);
+        None
+    };
+    let source = match text.split_once(':') {
+        Some(("files", directory)) if !directory.is_empty() => {
+            UpstreamSource::Files(directory.into())
+        }
+        Some(("cert-manager", issuer)) => match issuer.parse() {
+            Ok(issuer) => UpstreamSource::CertManager {
+                issuer,
+                namespace: settings.or(name::CERT_MANAGER_NAMESPACE, "bulkhead-system".to_owned()),
+            },
+            Err(error) => return reject(&format!("names no issuer: {issuer:?} {error}")),
+        },
+        Some(("vault", url)) => match url.parse() {
+            Ok(url) => UpstreamSource::Vault(VaultSettings {
+                url,
+                ca_file: settings.text(name::VAULT_CA_FILE).map(PathBuf::from),
+                namespace: settings.text(name::VAULT_NAMESPACE),
+                mount: settings.or(name::VAULT_MOUNT, "pki".to_owned()),
+                role: None,
+                authentication: read_vault_authentication(settings),
+            }),
+            Err(error) => return reject(&format!("names no Vault: {url:?} {error}")),
+        },
+        _ => {
+            return reject(&format!(
+                "is not usable: {text:?} is none of files:DIRECTORY, cert-manager:ISSUER and vault:URL"
+            ));
+        }
+    };
+    Some(UpstreamConfig {
+        source,
+        roots_file: settings.text(name::UPSTREAM_ROOTS).map(PathBuf::from),
+    })
+}
+
+/// A token in a file, or a role of the Kubernetes auth method: one of them.
+fn read_vault_authentication(settings: &Settings<'_>) -> VaultAuthentication {
+    match (
+        settings.text(name::VAULT_TOKEN_FILE),
+        settings.text(name::VAULT_KUBERNETES_ROLE),
+    ) {
+        (Some(file), None) => VaultAuthentication::TokenFile(file.into()),
+        (None, Some(role)) => VaultAuthentication::Kubernetes {
+            path: settings.or(name::VAULT_KUBERNETES_PATH, "kubernetes".to_owned()),
+            role,
+            token_file: settings
+                .text(name::VAULT_KUBERNETES_TOKEN_FILE)
+                .unwrap_or_else(|| VAULT_TOKEN.to_owned())
+                .into(),
+        },
+        _ => {
+            settings.reject(
+                name::VAULT_TOKEN_FILE,
+                "or BULKHEAD_CA_VAULT_KUBERNETES_ROLE must be set for Vault, and not both",
+            );
+            VaultAuthentication::TokenFile(PathBuf::new())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read_from(variables: &[(&str, &str)]) -> Result<Option<UpstreamConfig>, usize> {
+        let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+        let lookup = |name: &str| variables.get(name).map(|text| (*text).to_owned());
+        let settings = Settings::new(&lookup);
+        let read = read(&settings);
+        settings.finish(read).map_err(|error| error.0.len())
+    }
+
+    #[test]
+    fn an_upstream_is_one_word_and_what_belongs_to_it() {
+        assert!(read_from(&[]).unwrap().is_none());
+        let files = read_from(&[(name::UPSTREAM, "files:/etc/cacerts")]).unwrap();
+        assert!(matches!(files.unwrap().source, UpstreamSource::Files(_)));
+        let issuer = read_from(&[(name::UPSTREAM, "cert-manager:ClusterIssuer/mesh")]).unwrap();
+        assert!(issuer.unwrap().needs_api_server());
+        let vault = read_from(&[
+            (name::UPSTREAM, "vault:https://vault.example:8200"),
+            (name::VAULT_KUBERNETES_ROLE, "bulkhead-ca"),
+        ]);
+        let UpstreamSource::Vault(vault) = vault.unwrap().unwrap().source else {
+            panic!("it is a Vault");
+        };
+        assert_eq!(vault.mount, "pki");
+    }
+
+    #[test]
+    fn what_is_not_usable_is_rejected_and_nothing_is_guessed() {
+        for upstream in [
+            "files:",
+            "files",
+            "vault:http://vault.example",
+            "cert-manager:mesh",
+            "aws:x",
+        ] {
+            assert!(
+                read_from(&[(name::UPSTREAM, upstream)]).is_err(),
+                "{upstream}"
+            );
+        }
+        let vault = (name::UPSTREAM, "vault:https://vault.example");
+        assert!(read_from(&[vault]).is_err(), "nobody to be");
+        let both = [
+            vault,
+            (name::VAULT_TOKEN_FILE, "/token"),
+            (name::VAULT_KUBERNETES_ROLE, "bulkhead-ca"),
+        ];
+        assert!(read_from(&both).is_err(), "two to be");
+    }
+}
