@@ -37,6 +37,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) struct RunningCa {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
+    /// Where it says whether it is ready.
+    pub(crate) monitoring: SocketAddr,
     /// Signs what the CA itself would not.
     authority: Authority,
     roots: Roots,
@@ -77,6 +79,7 @@ impl RunningCa {
             ]),
             Tokens::ApiServer(kubeconfig) => {
                 environment.push(("KUBECONFIG", kubeconfig.display().to_string()));
+                environment.push((name::TRUST_BUNDLE_CONFIG_MAP, "none".to_owned()));
             }
         }
         let program = settings.programs.join("bulkhead-ca");
@@ -92,6 +95,7 @@ impl RunningCa {
         Ok(Self {
             process,
             address,
+            monitoring,
             authority: keyring.signer()?,
             roots: bundle.roots().clone(),
             issuer,
