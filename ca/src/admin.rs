@@ -76,8 +76,8 @@ impl Admin {
         let of_addresses = addresses.longest.iter().map(|(address, waiting)| {
             json!({"caller": address.to_string(), "class": "authentication", "waiting": waiting})
         });
-        let of_callers = callers.longest.iter().map(|((_, identity), waiting)| {
-            json!({"caller": identity, "class": "issuance", "waiting": waiting})
+        let of_callers = callers.longest.iter().map(|(caller, waiting)| {
+            json!({"caller": caller.identity, "class": "issuance", "waiting": waiting})
         });
         let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
         json!({

@@ -39,7 +39,12 @@ pub const REMOTE: usize = 64;
 
 /// Whom the second line tells apart: an identity, the pod that asks, and the
 /// identity that it asks for.
-pub type CallerKey = (String, String);
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct CallerKey {
+    pub identity: String,
+    /// The pod's UID, or the identity that asks, where that is no pod's.
+    pub asks: String,
+}
 
 /// Both lines, and who stands between them.
 #[derive(Clone)]
@@ -114,8 +119,11 @@ impl Admission {
         identity: &str,
         record: &mut Record,
     ) -> Result<Turn<CallerKey>, Busy> {
-        let who = caller.pod().map_or(caller.id().as_str(), |pod| &pod.uid);
-        let key = (who.to_owned(), identity.to_owned());
+        let asks = caller.pod().map_or(caller.id().as_str(), |pod| &pod.uid);
+        let key = CallerKey {
+            identity: identity.to_owned(),
+            asks: asks.to_owned(),
+        };
         self.wait("issuance", &self.callers, key, record).await
     }
 

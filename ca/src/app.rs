@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use bulkhead_crds::owner::Owner;
 use bulkhead_pki::bundle::TrustBundle;
 use bulkhead_runtime::clock::Clock;
@@ -18,12 +19,15 @@ use crate::admin::Admin;
 use crate::admission::{self, Admission, Places};
 use crate::authenticate::Authenticate;
 use crate::authenticate::jwks::JwksVerifier;
+use crate::authenticate::pods::Pods;
+use crate::authenticate::review_cache::ReviewCache;
 use crate::authenticate::token_review::TokenReviewer;
 use crate::config::{AuthenticationSource, Config, StoreLocation, UpstreamSource};
 use crate::issuer::Issuer;
 use crate::issuer::rotating::{Given, RotatingIssuer, Steering};
 use crate::issuer::status::UpstreamSigns;
 use crate::metrics::Metrics;
+use crate::node_proxy::NodeProxies;
 use crate::openid::Discovery;
 use crate::presence::{self, Presence};
 use crate::rotation::orders::{FileOrders, NoOrders, Orders};
@@ -94,7 +98,9 @@ impl App {
         )
         .context("starting the monitoring server failed")?;
 
-        let authenticator = authenticator(&config, &clock, kube.clone(), &drain).await?;
+        let pods = pods(&config, kube.as_ref(), &drain);
+        let authenticator =
+            authenticator(&config, &clock, kube.clone(), pods.clone(), &drain).await?;
         let presence = Presence::begin(&config, kube.clone(), &clock, &drain);
         let issuer = Arc::new(
             RotatingIssuer::open(Given {
@@ -161,6 +167,7 @@ impl App {
         };
         let certificates = CaService {
             admission,
+            node_proxies: node_proxies(&config.trust_domain, &config.node_proxies, pods)?,
             issuer: Arc::clone(&issuer),
             lifetimes: config.lifetimes,
             clock,
@@ -239,17 +246,56 @@ fn admission(
     Admission::start(authenticator, places, clock.clone(), metrics.clone())
 }
 
+/// The cluster's pods, where somebody asks about them.
+fn pods(config: &Config, kube: Option<&kube::Client>, drain: &drain::Watch) -> Option<Arc<Pods>> {
+    let client = kube?.clone();
+    let (places, names) = (
+        !config.node_proxies.is_empty(),
+        !config.review_cache.is_zero(),
+    );
+    if config.authentication != AuthenticationSource::Kubernetes || !(places || names) {
+        return None;
+    }
+    let pods = Arc::new(Pods::default());
+    let (followed, drain) = (Arc::clone(&pods), drain.clone());
+    if places {
+        tokio::spawn(async move { followed.follow_places(client, drain).await });
+    } else {
+        tokio::spawn(async move { followed.follow_names(client, drain).await });
+    }
+    Some(pods)
+}
+
+fn node_proxies(
+    trust_domain: &TrustDomain,
+    accounts: &[(String, String)],
+    pods: Option<Arc<Pods>>,
+) -> anyhow::Result<NodeProxies> {
+    let trusted = accounts.iter().map(|(namespace, name)| {
+        SpiffeId::workload(trust_domain, namespace, name)
+            .with_context(|| format!("a node proxy cannot be {namespace}/{name}"))
+    });
+    let trusted: Vec<_> = trusted.collect::<Result<_, _>>()?;
+    Ok(NodeProxies::new(trust_domain.clone(), trusted, pods))
+}
+
 async fn authenticator(
     config: &Config,
     clock: &Clock,
     kube: Option<kube::Client>,
+    pods: Option<Arc<Pods>>,
     drain: &drain::Watch,
 ) -> anyhow::Result<Arc<dyn Authenticate>> {
     let (trust_domain, rules) = (config.trust_domain.clone(), config.tokens.clone());
     match &config.authentication {
         AuthenticationSource::Kubernetes => {
             let client = kube.context(NO_API_SERVER)?;
-            Ok(Arc::new(TokenReviewer::new(client, trust_domain, rules)))
+            let lifetime = config.review_cache;
+            let cache = pods.filter(|_| !lifetime.is_zero());
+            let cache = cache.map(|pods| ReviewCache::new(pods, lifetime));
+            let clock = clock.clone();
+            let reviewer = TokenReviewer::new(client, trust_domain, rules, cache, clock);
+            Ok(Arc::new(reviewer))
         }
         AuthenticationSource::Jwks { path, issuer } => {
             let verifier = JwksVerifier::open(

@@ -4,6 +4,8 @@
 //! ([`token_review`]), and a file with the keys of a token issuer ([`jwks`]) for
 //! meshes without a cluster. [`local_issuer`] is such an issuer.
 
+use std::sync::Arc;
+
 use bulkhead_core::identity::{IdentityError, SpiffeId, TrustDomain};
 use bulkhead_pki::jws::JwsError;
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,10 @@ use tonic::metadata::MetadataMap;
 pub mod jwks;
 pub mod local_issuer;
 mod memo;
+pub mod pods;
+pub mod review_cache;
 pub mod token_review;
+mod unverified;
 
 /// The longest token that is looked at, in bytes. Those of Kubernetes take about
 /// 1,100.
@@ -68,6 +73,16 @@ impl Caller {
             node: None,
             source,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_pod(id: SpiffeId, pod: Pod) -> Self {
+        Self {
+            id,
+            pod: Some(pod),
+            node: None,
+            source: "test",
+        }
     }
 
     /// The identity that the caller may have, and no other.
@@ -137,10 +152,12 @@ pub enum AuthenticationError {
     Issuer(String),
     #[error("the token is for another audience than this CA")]
     Audience,
-    #[error("the token expired at {0} (seconds since 1970)")]
-    Expired(u64),
-    #[error("the token is valid only from {0} (seconds since 1970): do the clocks differ?")]
-    NotYetValid(u64),
+    #[error("the token expired at {at}, and this CA's clock says {now} (seconds since 1970)")]
+    Expired { at: u64, now: u64 },
+    #[error(
+        "the token is valid only from {at}, and this CA's clock says {now} (seconds since 1970): do the clocks differ?"
+    )]
+    NotYetValid { at: u64, now: u64 },
     #[error("the token is bound to no pod")]
     NoPod,
     #[error("the token is not that of a ServiceAccount")]
@@ -151,6 +168,9 @@ pub enum AuthenticationError {
     Rejected(String),
     #[error("asking the API server about the token failed: {0}")]
     Review(#[source] Box<kube::Error>),
+    /// What somebody else was told who asked about the same token meanwhile.
+    #[error(transparent)]
+    Shared(Arc<Self>),
     #[error("the API server did not answer a TokenReview in time")]
     ReviewTimeout,
 }
@@ -170,19 +190,24 @@ impl AuthenticationError {
             Self::Signature(_) => "token_signature",
             Self::Issuer(_) => "token_issuer",
             Self::Audience => "token_audience",
-            Self::Expired(_) => "token_expired",
-            Self::NotYetValid(_) => "token_not_yet_valid",
+            Self::Expired { .. } => "token_expired",
+            Self::NotYetValid { .. } => "token_not_yet_valid",
             Self::NoPod => "token_without_pod",
             Self::NotAServiceAccount | Self::Identity(_) => "not_a_service_account",
             Self::Rejected(_) => "token_rejected",
             Self::Review(_) | Self::ReviewTimeout => "token_review_failed",
+            Self::Shared(error) => error.reason(),
         }
     }
 
     /// Whether the token may be good, and nobody could tell: the caller should
     /// come again.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Review(_) | Self::ReviewTimeout)
+        match self {
+            Self::Review(_) | Self::ReviewTimeout => true,
+            Self::Shared(error) => error.is_temporary(),
+            _ => false,
+        }
     }
 }
 

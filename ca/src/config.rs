@@ -23,13 +23,15 @@ pub mod name {
     pub const TRUST_DOMAIN: &str = "BULKHEAD_CA_TRUST_DOMAIN";
     pub const LISTEN: &str = "BULKHEAD_CA_LISTEN";
     pub const MONITORING_LISTEN: &str = "BULKHEAD_CA_MONITORING_LISTEN";
-    pub const ADMIN_LISTEN: &str = "BULKHEAD_CA_ADMIN_LISTEN";
     pub const SERVER_NAMES: &str = "BULKHEAD_CA_SERVER_NAMES";
     pub const STORE: &str = "BULKHEAD_CA_STORE";
     pub const AUTHENTICATION: &str = "BULKHEAD_CA_AUTHENTICATION";
     pub const TOKEN_ISSUER: &str = "BULKHEAD_CA_TOKEN_ISSUER";
     pub const TOKEN_AUDIENCE: &str = "BULKHEAD_CA_TOKEN_AUDIENCE";
     pub const ALLOW_TOKENS_WITHOUT_POD: &str = "BULKHEAD_CA_ALLOW_TOKENS_WITHOUT_POD";
+    pub const REVIEW_CACHE: &str = "BULKHEAD_CA_REVIEW_CACHE";
+    pub const NODE_PROXIES: &str = "BULKHEAD_CA_NODE_PROXIES";
+    pub const ADMIN_LISTEN: &str = "BULKHEAD_CA_ADMIN_LISTEN";
     pub const DEFAULT_LIFETIME: &str = "BULKHEAD_CA_DEFAULT_LIFETIME";
     pub const MAX_LIFETIME: &str = "BULKHEAD_CA_MAX_LIFETIME";
     pub const ROOT_LIFETIME: &str = "BULKHEAD_CA_ROOT_LIFETIME";
@@ -62,6 +64,13 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Where injected pods look for the trust roots.
 const TRUST_BUNDLE_CONFIG_MAP: &str = "bulkhead-trust-bundle";
 
+/// Long enough for a node proxy to ask for its whole node.
+const REVIEW_CACHE: Duration = Duration::from_secs(30);
+
+/// The longest that it may be: a token whose ServiceAccount is deleted is good for
+/// so long.
+const MAX_REVIEW_CACHE: Duration = Duration::from_secs(300);
+
 /// The shortest certificate worth issuing: validity is back-dated by two
 /// minutes, and clocks differ.
 const MIN_LIFETIME: Duration = Duration::from_secs(60);
@@ -81,6 +90,10 @@ pub struct Config {
     pub store: StoreLocation,
     pub authentication: AuthenticationSource,
     pub tokens: TokenRules,
+    /// How long the API server's word on a token is kept; not at all where zero.
+    pub review_cache: Duration,
+    /// The ServiceAccounts of node proxies, by namespace and name.
+    pub node_proxies: Vec<(String, String)>,
     pub lifetimes: Lifetimes,
     /// How long nothing must have changed before a root begins to sign, or
     /// leaves the trust bundle.
@@ -205,6 +218,8 @@ impl Config {
                 audience: TOKEN_AUDIENCE.to_owned(),
                 allow_without_pod: false,
             },
+            review_cache: REVIEW_CACHE,
+            node_proxies: Vec::new(),
             lifetimes: Lifetimes {
                 default: DAY,
                 max: DAY,
@@ -267,6 +282,11 @@ impl Config {
         };
         check_lifetimes(&settings, &lifetimes);
         let trust_bundle_config_map = read_config_map(&settings, &default);
+        let review_cache = read_duration(name::REVIEW_CACHE, default.review_cache);
+        if review_cache > MAX_REVIEW_CACHE {
+            settings.reject(name::REVIEW_CACHE, "must be five minutes at most");
+        }
+        let node_proxies = read_node_proxies(&settings, &default.authentication);
         let config = Self {
             trust_domain: settings.or(name::TRUST_DOMAIN, default.trust_domain),
             listen: settings.or(name::LISTEN, default.listen),
@@ -279,6 +299,8 @@ impl Config {
                 audience: settings.or(name::TOKEN_AUDIENCE, default.tokens.audience),
                 allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
             },
+            review_cache,
+            node_proxies,
             lifetimes,
             rotation_pause: read_rotation_pause(&settings),
             upstream: upstream::read(&settings),
@@ -341,6 +363,34 @@ fn read_config_map(settings: &Settings<'_>, config: &Config) -> Option<String> {
         }
         Some(name) => Some(name.to_owned()),
     }
+}
+
+/// `istio-system/ztunnel,…`
+fn read_node_proxies(
+    settings: &Settings<'_>,
+    authentication: &AuthenticationSource,
+) -> Vec<(String, String)> {
+    let parse = |text: &str| {
+        let name = |name: &str| match name.trim().split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok((namespace.to_owned(), name.to_owned()))
+            }
+            _ => Err(format!(
+                "{name:?} is not of the form NAMESPACE/SERVICEACCOUNT"
+            )),
+        };
+        text.split(',').map(name).collect::<Result<Vec<_>, _>>()
+    };
+    let proxies = settings
+        .parsed(name::NODE_PROXIES, parse)
+        .unwrap_or_default();
+    if !proxies.is_empty() && *authentication != AuthenticationSource::Kubernetes {
+        settings.reject(
+            name::NODE_PROXIES,
+            "asks for a cluster's pods, and the tokens are not those of a cluster",
+        );
+    }
+    proxies
 }
 
 fn read_authentication(settings: &Settings<'_>) -> AuthenticationSource {
@@ -518,6 +568,26 @@ mod tests {
             assert!(read(&[(name::JWT_ISSUER, bad)]).is_err(), "{bad}");
         }
         assert_eq!(read(&[]).unwrap().jwt_issuer, None);
+    }
+
+    #[test]
+    fn node_proxies_are_named_and_only_in_a_cluster() {
+        let config = read(&[(name::NODE_PROXIES, "istio-system/ztunnel, a/b")]).unwrap();
+        let expected = [("istio-system", "ztunnel"), ("a", "b")];
+        let expected = expected.map(|(namespace, name)| (namespace.into(), name.into()));
+        assert_eq!(config.node_proxies, expected);
+        assert!(read(&[]).unwrap().node_proxies.is_empty());
+        for text in ["ztunnel", "/ztunnel", "a/", "a/b,"] {
+            assert!(read(&[(name::NODE_PROXIES, text)]).is_err(), "{text:?}");
+        }
+        let outside = [
+            (name::STORE, "directory:/ca"),
+            (name::AUTHENTICATION, "jwks:/etc/jwks.json"),
+            (name::TOKEN_ISSUER, "https://issuer"),
+            (name::NODE_PROXIES, "a/b"),
+        ];
+        assert!(read(&outside).is_err());
+        assert!(read(&outside[..3]).is_ok());
     }
 
     #[test]

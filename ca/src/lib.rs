@@ -19,6 +19,7 @@
 //! - [`service`]: the call, as one paragraph.
 //! - [`admission`]: whose turn it is, by what [`claims`] say and [`queue`] allows.
 //! - [`authenticate`]: a bearer token becomes a [`authenticate::Caller`].
+//! - [`node_proxy`]: who may ask for whom.
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`workload_tokens`]: JWT-SVIDs; [`openid`]: where others find their keys.
 //! - [`issuer`]: what signs.
@@ -41,6 +42,7 @@
 //! | resource | verbs | where | why |
 //! |---|---|---|---|
 //! | `tokenreviews.authentication.k8s.io` | create | cluster | whose token it is |
+//! | `pods` | list, watch | cluster | whether a reviewed token's pod is still there, and what runs on a node proxy's node |
 //! | `secrets` named `bulkhead-ca` | get, update | own namespace | root and intermediate |
 //! | `secrets` | create | own namespace | the first root; `create` cannot be limited to a name |
 //! | `namespaces` | list, watch | cluster | where the trust bundle belongs |
@@ -73,6 +75,7 @@ pub mod config;
 pub mod issuer;
 pub mod keyring;
 pub mod metrics;
+pub mod node_proxy;
 pub mod openid;
 pub mod pod_certificate;
 pub mod presence;

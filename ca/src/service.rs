@@ -20,6 +20,7 @@ use crate::claims::Claims;
 use crate::config::Lifetimes;
 use crate::issuer::{IssueError, Issued, Issuer};
 use crate::metrics::Metrics;
+use crate::node_proxy::NodeProxies;
 use crate::queue::Busy;
 use crate::server::Peer;
 use crate::vet::{VetError, VettedCsr, vet};
@@ -27,6 +28,7 @@ use crate::vet::{VetError, VettedCsr, vet};
 /// The CSR service.
 pub struct CaService {
     pub admission: Admission,
+    pub node_proxies: NodeProxies,
     pub issuer: Arc<dyn Issuer>,
     pub lifetimes: Lifetimes,
     pub clock: Clock,
@@ -43,11 +45,12 @@ impl CaService {
         record: &mut Record,
     ) -> Result<Issued, Refusal> {
         let caller = self.admission.authenticate(metadata, peer, record).await?;
-        let identity = request.on_behalf_of.as_deref();
-        let identity = identity.unwrap_or(caller.id().as_str());
-        let _turn = self.admission.turn(&caller, identity, record).await?;
+        let wanted = request.on_behalf_of.as_deref();
+        let subject = self.node_proxies.subject(&caller, wanted)?;
+        let turn = self.admission.turn(&caller, subject.id().as_str(), record);
+        let _turn = turn.await?;
         let csr = ParsedCsr::from_pem(&request.csr)?;
-        let vetted = vet(&caller, &csr, request.on_behalf_of.as_deref())?;
+        let vetted = vet(&subject, &csr)?;
         let wish = request.lifetime.unwrap_or(self.lifetimes.default);
         if let Some(bundle) = record.claims().bundle() {
             self.issuer.claimed(vetted.holder(), bundle);

@@ -1,12 +1,13 @@
-//! Whether a caller may have what it asks for.
+//! Whether a request asks for what its caller may have.
 
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_pki::csr::{OtherName, ParsedCsr};
 use bulkhead_pki::key::PublicKey;
 
 use crate::authenticate::Caller;
+use crate::node_proxy::Subject;
 
-/// A request that asks for exactly the caller's identity, or for nothing. Only
+/// A request that asks for exactly the identity that it may, or for nothing. Only
 /// [`vet`] makes one.
 #[derive(Clone, Debug)]
 pub struct VettedCsr {
@@ -39,27 +40,20 @@ impl VettedCsr {
 
 /// Every rule, in reading order. What the request is allowed to be at all was
 /// settled when it was parsed.
-pub fn vet(
-    caller: &Caller,
-    csr: &ParsedCsr,
-    on_behalf_of: Option<&str>,
-) -> Result<VettedCsr, VetError> {
-    if let Some(identity) = on_behalf_of.filter(|identity| *identity != caller.id().as_str()) {
-        return Err(VetError::Impersonation(shown(identity)));
-    }
+pub fn vet(subject: &Subject, csr: &ParsedCsr) -> Result<VettedCsr, VetError> {
     if let Some(name) = csr.other_names().first() {
         return Err(VetError::OtherName(*name));
     }
     match csr.uris() {
         [] => {}
-        [uri] if uri == caller.id().as_str() => {}
+        [uri] if uri == subject.id().as_str() => {}
         [uri] => return Err(VetError::ForeignIdentity(shown(uri))),
         uris => return Err(VetError::ManyIdentities(uris.len())),
     }
     Ok(VettedCsr {
-        id: caller.id().clone(),
+        id: subject.id().clone(),
         csr: csr.clone(),
-        holder: holder(caller),
+        holder: holder(subject.caller()),
     })
 }
 
@@ -71,7 +65,7 @@ fn holder(caller: &Caller) -> String {
 }
 
 /// A hostile name may be long; its beginning tells enough.
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     name.chars().take(256).collect()
 }
 
@@ -80,9 +74,13 @@ fn shown(name: &str) -> String {
 pub enum VetError {
     #[error("the call asks on behalf of {0:?}, and this caller may ask for itself alone")]
     Impersonation(String),
+    #[error("the caller is a node's proxy, and it is not known on which node it runs")]
+    UnknownNode,
+    #[error("the call asks on behalf of {identity:?}, and no pod of it runs on node {node:?}")]
+    NotOnNode { identity: String, node: String },
     #[error("the request asks for a {}, and an SVID has none", .0.as_str())]
     OtherName(OtherName),
-    #[error("the request asks for {0:?}, which is not the caller's identity")]
+    #[error("the request asks for {0:?}, which is not the identity that the call is for")]
     ForeignIdentity(String),
     #[error("the request asks for {0} identities")]
     ManyIdentities(usize),
@@ -93,6 +91,7 @@ impl VetError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Impersonation(_) => "impersonation",
+            Self::UnknownNode | Self::NotOnNode { .. } => "not_on_node",
             Self::OtherName(_) => "csr_other_name",
             Self::ForeignIdentity(_) | Self::ManyIdentities(_) => "csr_foreign_identity",
         }

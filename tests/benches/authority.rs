@@ -80,6 +80,8 @@ impl RunningCa {
             Tokens::ApiServer(kubeconfig) => {
                 environment.push(("KUBECONFIG", kubeconfig.display().to_string()));
                 environment.push((name::TRUST_BUNDLE_CONFIG_MAP, "none".to_owned()));
+                // What is measured are reviews.
+                environment.push((name::REVIEW_CACHE, "0s".to_owned()));
             }
         }
         let program = settings.programs.join("bulkhead-ca");

@@ -190,10 +190,10 @@ impl Claims {
             return Err(AuthenticationError::Audience);
         }
         if self.exp.saturating_add(LEEWAY) <= now {
-            return Err(AuthenticationError::Expired(self.exp));
+            return Err(AuthenticationError::Expired { at: self.exp, now });
         }
         if self.nbf > now.saturating_add(LEEWAY) {
-            return Err(AuthenticationError::NotYetValid(self.nbf));
+            return Err(AuthenticationError::NotYetValid { at: self.nbf, now });
         }
         match &self.kubernetes {
             Some(bound) if self.sub != bound.username() => Err(AuthenticationError::Contradiction),

@@ -1,17 +1,25 @@
 //! Tokens of Kubernetes, judged by the API server.
 //!
-//! Each token is reviewed each time. The API server knows whether the pod that
-//! the token is bound to still exists; an answer that was kept would not.
+//! The API server knows whether the pod that the token is bound to still exists.
+//! An answer is kept only where a watch knows that too ([`super::review_cache`]),
+//! and whoever asks about a token that is being reviewed waits for that review.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use bulkhead_core::identity::TrustDomain;
+use bulkhead_runtime::clock::Clock;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::Api;
 use kube::api::PostParams;
 use tokio::sync::Semaphore;
 
+use super::review_cache::{ReviewCache, TokenHash};
+use super::unverified::Unverified;
 use super::{Authenticate, AuthenticationError, Caller, Pod};
 use crate::config::TokenRules;
 
@@ -21,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How many reviews run at once. More would not be faster, and would take the
 /// API server from everybody else when a whole cluster starts.
-const MAX_IN_FLIGHT: usize = 32;
+const MAX_IN_FLIGHT: usize = 64;
 
 /// What every ServiceAccount is a member of.
 const GROUP: &str = "system:serviceaccounts";
@@ -30,25 +38,87 @@ const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
-/// Asks the API server about each token.
+/// How many reviews are remembered to be under way before those that have ended
+/// are looked for.
+const MANY: usize = 4 * MAX_IN_FLIGHT;
+
+/// Asks the API server about tokens.
 pub struct TokenReviewer {
-    reviews: Api<TokenReview>,
+    reviews: Arc<Reviews>,
+    cache: Option<ReviewCache>,
+    clock: Clock,
+    under_way: Mutex<HashMap<TokenHash, WeakShared<Review>>>,
+}
+
+/// How to ask.
+struct Reviews {
+    api: Api<TokenReview>,
     trust_domain: TrustDomain,
     rules: TokenRules,
     places: Semaphore,
+    clock: Clock,
 }
 
+type Review = BoxFuture<'static, Result<Caller, Arc<AuthenticationError>>>;
+
 impl TokenReviewer {
-    pub fn new(client: kube::Client, trust_domain: TrustDomain, rules: TokenRules) -> Self {
+    pub fn new(
+        client: kube::Client,
+        trust_domain: TrustDomain,
+        rules: TokenRules,
+        cache: Option<ReviewCache>,
+        clock: Clock,
+    ) -> Self {
         Self {
-            reviews: Api::all(client),
-            trust_domain,
-            rules,
-            places: Semaphore::new(MAX_IN_FLIGHT),
+            reviews: Arc::new(Reviews {
+                api: Api::all(client),
+                trust_domain,
+                rules,
+                places: Semaphore::new(MAX_IN_FLIGHT),
+                clock: clock.clone(),
+            }),
+            cache,
+            clock,
+            under_way: Mutex::default(),
         }
     }
 
-    async fn review(&self, token: &str) -> Result<TokenReviewStatus, AuthenticationError> {
+    /// The review of this token that is under way, or a new one. It goes on for
+    /// as long as anybody waits for it.
+    fn review(&self, hash: TokenHash, token: &str) -> Shared<Review> {
+        let mut under_way = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(review) = under_way.get(&hash).and_then(WeakShared::upgrade) {
+            return review;
+        }
+        if under_way.len() >= MANY {
+            under_way.retain(|_, review| review.upgrade().is_some());
+        }
+        let (reviews, token) = (Arc::clone(&self.reviews), token.to_owned());
+        let review = async move { reviews.caller(&token).await.map_err(Arc::new) };
+        let review = review.boxed().shared();
+        if let Some(weak) = review.downgrade() {
+            under_way.insert(hash, weak);
+        }
+        review
+    }
+}
+
+impl Reviews {
+    async fn caller(&self, token: &str) -> Result<Caller, AuthenticationError> {
+        let status = self.ask(token).await?;
+        match judge(status, &self.trust_domain, &self.rules) {
+            Err(AuthenticationError::Rejected(why)) => {
+                let why = Unverified::of(token).explain(why, self.clock.now());
+                Err(AuthenticationError::Rejected(why))
+            }
+            judged => judged,
+        }
+    }
+
+    async fn ask(&self, token: &str) -> Result<TokenReviewStatus, AuthenticationError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: Some(token.to_owned()),
@@ -58,10 +128,10 @@ impl TokenReviewer {
         };
         let asked = async {
             let _place = self.places.acquire().await;
-            self.reviews.create(&PostParams::default(), &review).await
+            self.api.create(&PostParams::default(), &review).await
         };
-        // When the caller goes away this future is dropped, and the request to
-        // the API server with it.
+        // When all callers go away this future is dropped, and the request to the
+        // API server with it.
         let answer = tokio::time::timeout(DEADLINE, asked)
             .await
             .map_err(|_| AuthenticationError::ReviewTimeout)?
@@ -73,8 +143,21 @@ impl TokenReviewer {
 #[tonic::async_trait]
 impl Authenticate for TokenReviewer {
     async fn authenticate(&self, token: &str) -> Result<Caller, AuthenticationError> {
-        let status = self.review(token).await?;
-        judge(status, &self.trust_domain, &self.rules)
+        let mut hash = TokenHash::default();
+        hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+        let kept = self.cache.as_ref();
+        if let Some(caller) = kept.and_then(|cache| cache.get(&hash, self.clock.now())) {
+            return Ok(caller);
+        }
+        let caller = self
+            .review(hash, token)
+            .await
+            .map_err(AuthenticationError::Shared)?;
+        if let Some(cache) = &self.cache {
+            let expires = Unverified::of(token).expires();
+            cache.put(hash, &caller, expires, self.clock.now());
+        }
+        Ok(caller)
     }
 }
 

@@ -18,6 +18,7 @@ use super::request::{PodCertificateRequest, Spec};
 use crate::authenticate::{Caller, Pod as CallerPod};
 use crate::config::Lifetimes;
 use crate::issuer::{Issued, Issuer};
+use crate::node_proxy::Subject;
 use crate::vet::{VettedCsr, vet};
 
 /// The source of callers that a request names.
@@ -168,7 +169,8 @@ fn asked(
         ),
         error => denied("MalformedRequest", error.to_string()),
     })?;
-    let vetted = vet(caller, &csr, None).map_err(|error| denied("ForeignName", error.to_string()));
+    let vetted =
+        vet(&Subject::own(caller), &csr).map_err(|error| denied("ForeignName", error.to_string()));
     let limit = spec.max_expiration_seconds.unwrap_or(DEFAULT_LIMIT);
     // The certificate is valid from a little before now, and all of it counts.
     let lifetime = Duration::from_secs(limit).saturating_sub(BACKDATE);

@@ -11,6 +11,7 @@ use bulkhead_ca::authenticate::{Authenticate, Pod};
 use bulkhead_ca::issuer::Issuer;
 use bulkhead_ca::issuer::rotating::{IssuerError, RotatingIssuer};
 use bulkhead_ca::issuer::status::{AuthorityKind, AuthorityState, Phase};
+use bulkhead_ca::node_proxy::Subject;
 use bulkhead_ca::rotation::orders::{FileOrders, Order};
 use bulkhead_ca::store::directory::Directory;
 use bulkhead_ca::store::{Files, Store};
@@ -77,7 +78,7 @@ impl Mesh {
         let caller = verifier.await.unwrap().authenticate(&token).await.unwrap();
         let key = PrivateKey::generate().unwrap();
         let csr = ParsedCsr::from_pem(&csr::create(&key, Some(caller.id())).unwrap()).unwrap();
-        let vetted = vet(&caller, &csr, None).unwrap();
+        let vetted = vet(&Subject::own(&caller), &csr).unwrap();
         let issuer = &self.replicas[replica];
         let issued = issuer.issue(&vetted, DAY).await.unwrap();
         let bundle = TrustBundle::from_pem(default_trust_domain(), &issued.roots_pem).unwrap();

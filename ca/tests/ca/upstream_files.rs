@@ -9,6 +9,7 @@ use bulkhead_ca::authenticate::Authenticate as _;
 use bulkhead_ca::authenticate::jwks::JwksVerifier;
 use bulkhead_ca::config::{UpstreamConfig, UpstreamSource};
 use bulkhead_ca::issuer::status::UpstreamSigns;
+use bulkhead_ca::node_proxy::Subject;
 use bulkhead_ca::upstream::files::Files;
 use bulkhead_ca::upstream::{Reason, SignedChain, Upstream, UpstreamError};
 use bulkhead_ca::vet::{VettedCsr, vet};
@@ -140,7 +141,7 @@ async fn vetted() -> (PrivateKey, VettedCsr) {
     let caller = verifier.await.unwrap().authenticate(&token).await.unwrap();
     let key = PrivateKey::generate().unwrap();
     let csr = ParsedCsr::from_pem(&csr::create(&key, Some(&cart())).unwrap()).unwrap();
-    (key, vet(&caller, &csr, None).unwrap())
+    (key, vet(&Subject::own(&caller), &csr).unwrap())
 }
 
 /// What an intermediate issues is what peers accept.

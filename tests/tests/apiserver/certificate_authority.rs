@@ -54,7 +54,9 @@ impl Mesh {
         let reviews = may(&["create"], "authentication.k8s.io", "tokenreviews", &[]);
         let secrets = may(&["get", "create", "update"], "", "secrets", &[]);
         namespace.create_service_account(CA_ACCOUNT).await;
-        namespace.grant_everywhere(CA_ACCOUNT, vec![reviews]).await;
+        let pods = may(&["list", "watch"], "", "pods", &[]);
+        let everywhere = vec![reviews, pods];
+        namespace.grant_everywhere(CA_ACCOUNT, everywhere).await;
         namespace.grant_here(CA_ACCOUNT, vec![secrets]).await;
 
         namespace.create_service_account("cart").await;

@@ -62,6 +62,7 @@ impl Mesh {
         let roles = "rbac.authorization.k8s.io";
         let of_the_cluster = vec![
             may(&["create"], "authentication.k8s.io", "tokenreviews", &[]),
+            may(&["list", "watch"], "", "pods", &[]),
             may(&["list", "watch"], "", "namespaces", &[]),
             may(
                 &["list", "watch", "create", "patch"],

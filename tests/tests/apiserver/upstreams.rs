@@ -8,6 +8,7 @@ use bulkhead_ca::authenticate::Authenticate as _;
 use bulkhead_ca::authenticate::jwks::JwksVerifier;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
 use bulkhead_ca::config::{AuthenticationSource, Config, StoreLocation};
+use bulkhead_ca::node_proxy::Subject;
 use bulkhead_ca::upstream::cert_manager::CertManager;
 use bulkhead_ca::upstream::vault::{Vault, VaultAuthentication, VaultSettings};
 use bulkhead_ca::upstream::{Reason, SignedChain, Upstream};
@@ -70,7 +71,7 @@ async fn vetted(names_itself: bool) -> (PrivateKey, VettedCsr) {
     let wish = cart();
     let csr = csr::create(&key, names_itself.then_some(&wish)).unwrap();
     let csr = ParsedCsr::from_pem(&csr).unwrap();
-    (key, vet(&caller, &csr, None).unwrap())
+    (key, vet(&Subject::own(&caller), &csr).unwrap())
 }
 
 /// An intermediate of the upstream issues what peers accept.
