@@ -30,7 +30,7 @@ pub(super) fn next(slots: &Slots, facts: &Facts) -> Option<Step> {
         // Nothing can be signed meanwhile: there is nothing to wait for.
         return match usable {
             Some(next) => Some(activate(next)),
-            None if root.authority.is_valid_at(now) => {
+            None if root.authority.is_valid_at(now) && !has_gone_on(slots, facts) => {
                 Some(Step::MakeIntermediate { root: generation })
             }
             None => None,
@@ -45,7 +45,8 @@ pub(super) fn next(slots: &Slots, facts: &Facts) -> Option<Step> {
             generation: useless.authority.generation,
         });
     }
-    let can_grow = root.authority.not_after > current.authority.not_after + WORTHWHILE;
+    let can_grow = root.authority.not_after > current.authority.not_after + WORTHWHILE
+        && !has_gone_on(slots, facts);
     match usable {
         Some(next) if facts.settled_for >= pause(current) => Some(activate(next)),
         Some(_) => None,
@@ -86,6 +87,21 @@ fn useless(slots: &Slots, now: SystemTime) -> Option<&Intermediate> {
     })
 }
 
+/// Whether the upstream signs under another root by now: what it signs next is of
+/// no use before that root signs, and one of those is here already.
+fn has_gone_on(slots: &Slots, facts: &Facts) -> bool {
+    let others = slots.roots.iter().filter(|root| {
+        !root.authority.is_gone()
+            && !root
+                .authority
+                .is(crate::issuer::status::AuthorityState::Active)
+    });
+    facts.upstream.is_some()
+        && others
+            .map(|root| root.authority.generation)
+            .any(|root| newest_usable(slots, root, facts.now).is_some())
+}
+
 fn activate(intermediate: &Intermediate) -> Step {
     Step::ActivateIntermediate {
         generation: intermediate.authority.generation,
@@ -94,4 +110,87 @@ fn activate(intermediate: &Intermediate) -> Step {
 
 fn pause(current: &Intermediate) -> Duration {
     MAX_PAUSE.min(current.authority.life() / PAUSE_PART)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Lifetimes;
+    use crate::issuer::status::AuthorityState as State;
+    use crate::rotation::holders::HolderReport;
+    use crate::rotation::orders::Order;
+    use crate::rotation::slots::{Authority, Automatic, Root};
+    use crate::rotation::{UpstreamFacts, next};
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn authority(generation: u64, state: State, made: SystemTime, life: Duration) -> Authority {
+        Authority {
+            generation,
+            state,
+            fingerprint: generation.to_string(),
+            serial: generation.to_string(),
+            key_type: "P-256".to_owned(),
+            made,
+            not_before: made,
+            not_after: made + life,
+            stopped: None,
+        }
+    }
+
+    /// An upstream that signed under root 1, and then once under root 2.
+    fn gone_on(first: SystemTime, second: SystemTime) -> Slots {
+        let root = |generation, state, made| Root {
+            authority: authority(generation, state, made, 3650 * DAY),
+            has_key: false,
+            listed: true,
+        };
+        let intermediate = |generation, state, made| Intermediate {
+            authority: authority(generation, state, made, 30 * DAY),
+            root: generation,
+        };
+        Slots {
+            sequence: 1,
+            automatic: Some(Automatic {
+                generation: 2,
+                ordered: None,
+            }),
+            roots: vec![
+                root(1, State::Active, first),
+                root(2, State::Prepared, second),
+            ],
+            intermediates: vec![
+                intermediate(1, State::Active, first),
+                intermediate(2, State::Published, second),
+            ],
+            token_keys: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_upstream_with_a_new_root_is_asked_once_and_the_root_is_published() {
+        let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        for (days, what) in [(16, "at half of its life"), (31, "when it has expired")] {
+            let now = began + days * DAY;
+            let facts = Facts {
+                now,
+                settled_for: Duration::ZERO,
+                settle: Duration::from_secs(30),
+                wanted: Some(Order::default()),
+                holders: HolderReport::default(),
+                lifetimes: Lifetimes {
+                    default: DAY,
+                    max: DAY,
+                    root: 3650 * DAY,
+                    intermediate: 30 * DAY,
+                },
+                upstream: Some(UpstreamFacts::default()),
+            };
+            assert_eq!(
+                next(&gone_on(began, now), &facts),
+                Step::PublishRoot { generation: 2 },
+                "{what}"
+            );
+        }
+    }
 }
