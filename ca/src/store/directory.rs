@@ -72,6 +72,42 @@ impl Directory {
         Ok(Some(Stored { files, version }))
     }
 
+    fn load_and_mend(&self) -> Result<Option<Stored>, StoreError> {
+        let stored = self.load_now()?;
+        if let Some(stored) = &stored
+            && let Err(error) = self.mend_copies(stored)
+        {
+            tracing::error!(
+                %error,
+                "the trust bundle beside the keys is not the present one, and could not be written again; this is tried again"
+            );
+        }
+        Ok(stored)
+    }
+
+    /// Writes the copies again that are not as the version has them: whoever
+    /// wrote it crashed before they were, or found the disk full.
+    fn mend_copies(&self, stored: &Stored) -> Result<(), StoreError> {
+        let stale = [ROOTS, BUNDLE].into_iter().filter_map(|name| {
+            let text = stored.files.get(name)?;
+            let copy = std::fs::read(self.path.join(name)).ok();
+            (copy.as_deref() != Some(text.as_bytes())).then_some((name, text))
+        });
+        let stale: Vec<_> = stale.collect();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let lock = self.lock_file()?;
+        lock.lock().map_err(at(&self.path.join(LOCK)))?;
+        if self.current()?.as_ref() != Some(&stored.version) {
+            return Ok(());
+        }
+        for (name, text) in stale {
+            self.publish(name, text)?;
+        }
+        sync_directory(&self.path)
+    }
+
     fn write_now(&self, files: &Files, previous: Option<&Version>) -> Result<Written, StoreError> {
         let lock = self.lock_file()?;
         lock.lock().map_err(at(&self.path.join(LOCK)))?;
@@ -146,7 +182,7 @@ impl Directory {
 impl Store for Directory {
     async fn load(&self) -> Result<Option<Stored>, StoreError> {
         let directory = self.clone();
-        off_the_runtime(move || directory.load_now()).await
+        off_the_runtime(move || directory.load_and_mend()).await
     }
 
     async fn write(
@@ -319,6 +355,25 @@ mod tests {
         assert_eq!(directory.load_now().unwrap().unwrap().files, files("one"));
         directory.write_now(&files("two"), Some(&first)).unwrap();
         assert_eq!(directory.load_now().unwrap().unwrap().files, files("two"));
+    }
+
+    #[test]
+    fn a_crash_before_the_trust_bundle_was_copied_leaves_no_old_one_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        let with_roots = |roots: &str| {
+            let mut files = files("key");
+            files.insert(ROOTS.to_owned(), Zeroizing::new(roots.to_owned()));
+            files
+        };
+        directory.write_now(&with_roots("new"), None).unwrap();
+        // As far as a write gets before it crashes, or finds the disk full.
+        std::fs::write(path.join(ROOTS), "retired").unwrap();
+        let stored = directory.load_and_mend().unwrap().unwrap();
+        assert_eq!(stored.files, with_roots("new"));
+        assert_eq!(std::fs::read_to_string(path.join(ROOTS)).unwrap(), "new");
+        assert_eq!(mode(&path.join(ROOTS)), PUBLIC_FILE);
     }
 
     #[test]
