@@ -317,7 +317,7 @@ async fn authenticator(
 fn steering(config: &Config, presence: Option<&Presence>, clock: &Clock) -> Steering {
     if let Some(presence) = presence {
         return Steering {
-            holders: presence.holders(),
+            holders: presence.holders(config),
             orders: presence.orders(),
             leads: presence.leads(),
         };

@@ -3,6 +3,7 @@
 //! on, the answers to PodCertificateRequests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_crds::lease::{self, Held, Holder};
 use bulkhead_crds::owner::Owner;
@@ -83,9 +84,10 @@ impl Presence {
     }
 
     /// What proxies hold.
-    pub fn holders(&self) -> Arc<ReportedHolders> {
+    pub fn holders(&self, config: &Config) -> Arc<ReportedHolders> {
         let latest = self.latest.clone();
-        Arc::new(ReportedHolders::new(latest, self.clock.clone()))
+        let silent = silent(config);
+        Arc::new(ReportedHolders::new(latest, self.clock.clone(), silent))
     }
 
     /// Shows what the issuer is and does, and lets it sign for kubelets.
@@ -112,6 +114,17 @@ impl Presence {
             tokio::spawn(signer.run(self.drain.clone()));
         }
     }
+}
+
+/// How long those take to adopt a bundle who tell control nothing: a node's proxy
+/// gets one with its next certificate; a program without a sidecar reads what
+/// kubelet mounts at least as often as a tenth of a certificate's life.
+fn silent(config: &Config) -> Option<Duration> {
+    let longest = config.lifetimes.max;
+    if !config.node_proxies.is_empty() {
+        return Some(longest);
+    }
+    config.pod_certificates.then_some(longest / 10)
 }
 
 /// Says whether both are so, until one of those who know is gone.

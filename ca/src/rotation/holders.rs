@@ -5,7 +5,7 @@
 //! when nobody needs it: what workloads say decides how fast a rotation goes.
 //! It is what they claim, so that nothing is ever permitted because of it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_pki::bundle::BundleId;
 use bulkhead_pki::certificate::Fingerprint;
@@ -43,6 +43,10 @@ pub struct HolderReport {
     /// workloads that there are, or whether they were compared with this bundle
     /// and root.
     pub at: Option<SystemTime>,
+    /// How long others, who have certificates and are not among these because
+    /// they never say anything, take to adopt a bundle; none where there are no
+    /// such others.
+    pub silent: Option<Duration>,
 }
 
 /// A workload that would be cut off if the rotation went on.

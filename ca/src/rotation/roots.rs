@@ -157,19 +157,31 @@ fn switch_to(target: &Root, active: &Root, slots: &Slots, facts: &Facts) -> Resu
         root: generation,
         intermediate: intermediate.authority.generation,
     });
-    if facts.now >= active.authority.not_after {
-        // Nothing that it signed is valid: there is nobody to wait for.
-        return step;
-    }
     if !facts.has_settled() {
         return wait(
             Phase::Publishing,
             format!("root {generation} is on its way to the workloads"),
         );
     }
-    let report = &facts.holders;
-    if facts.is_forced(generation) || (report.at.is_some() && report.holding >= report.total) {
+    // Once it has expired, nothing that it signed is valid: there is nobody to
+    // wait for.
+    if facts.is_forced(generation) || facts.now >= active.authority.not_after {
         return step;
+    }
+    let report = &facts.holders;
+    let all_hold = report.at.is_some() && report.holding >= report.total;
+    let adopted = |delay| facts.now >= target.authority.made + delay + MARGIN;
+    if all_hold && report.silent.is_none_or(adopted) {
+        return step;
+    }
+    if all_hold {
+        return wait(
+            Phase::Publishing,
+            format!(
+                "all workloads that say so hold root {generation}; node proxies and pods without \
+                 a sidecar, which do not say, are given time to adopt it"
+            ),
+        );
     }
     let phase = stuck(facts, Phase::Publishing);
     let message = match report.at {
@@ -214,12 +226,15 @@ fn retire_others(target: &Root, slots: &Slots, facts: &Facts) -> Result<Step, Wa
     };
     let old_generation = old.authority.generation;
     let report = &facts.holders;
-    let all_renewed = report.at.is_some() && report.renewed >= report.total;
     let all_expired = old
         .authority
         .stopped
         .is_some_and(|stopped| facts.now >= stopped + facts.lifetimes.max + MARGIN);
-    let is_free = all_renewed || (facts.is_forced(generation) && all_expired);
+    let all_renewed = report.at.is_some() && report.renewed >= report.total;
+    let is_free = match all_renewed {
+        true => report.silent.is_none() || all_expired,
+        false => facts.is_forced(generation) && all_expired,
+    };
     if is_free && facts.has_settled() {
         return Ok(Step::RetireRoot {
             generation: old_generation,
@@ -233,6 +248,10 @@ fn retire_others(target: &Root, slots: &Slots, facts: &Facts) -> Result<Step, Wa
         ));
     }
     let message = match report.at {
+        Some(_) if all_renewed => format!(
+            "root {generation} signs; node proxies and pods without a sidecar, which do not say \
+             what they hold, may need root {old_generation} until all that it signed has expired"
+        ),
         None => format!(
             "root {generation} signs; it is not known yet which workloads still need root {old_generation}: nobody reported"
         ),
@@ -282,5 +301,124 @@ fn waiting(target: u64, phase: Phase, message: impl Into<String>) -> Waiting {
         message: message.into(),
         target,
         missing: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Lifetimes;
+    use crate::rotation::holders::HolderReport;
+    use crate::rotation::orders::Order;
+    use crate::rotation::slots::Authority;
+    use std::time::SystemTime;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    fn noon() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 50 * YEAR
+    }
+
+    fn authority(generation: u64, state: State, made: SystemTime) -> Authority {
+        Authority {
+            generation,
+            state,
+            fingerprint: generation.to_string(),
+            serial: generation.to_string(),
+            key_type: "P-256".to_owned(),
+            made,
+            not_before: made,
+            not_after: made + YEAR,
+            stopped: None,
+        }
+    }
+
+    /// Root 1 signs, and root 2 was made and published at noon.
+    fn published() -> Slots {
+        let pair = |generation, state, below, made| {
+            let root = Root {
+                authority: authority(generation, state, made),
+                has_key: true,
+                listed: false,
+            };
+            let intermediate = Intermediate {
+                authority: authority(generation, below, made),
+                root: generation,
+            };
+            (root, intermediate)
+        };
+        let old = pair(1, State::Active, State::Active, noon() - DAY);
+        let new = pair(2, State::Published, State::Published, noon());
+        Slots {
+            sequence: 2,
+            automatic: None,
+            roots: vec![old.0, new.0],
+            intermediates: vec![old.1, new.1],
+            token_keys: Vec::new(),
+        }
+    }
+
+    /// Everybody who says anything holds and has what is wanted.
+    fn facts(after: Duration, silent: Option<Duration>) -> Facts {
+        let now = noon() + after;
+        Facts {
+            now,
+            settled_for: HOUR,
+            settle: Duration::from_secs(30),
+            wanted: Some(Order {
+                root_generation: Some(2),
+                force_generation: None,
+            }),
+            holders: HolderReport {
+                at: Some(now),
+                silent,
+                ..HolderReport::default()
+            },
+            lifetimes: Lifetimes {
+                default: DAY,
+                max: DAY,
+                root: YEAR,
+                intermediate: YEAR,
+            },
+            upstream: None,
+        }
+    }
+
+    #[test]
+    fn who_never_says_what_it_holds_is_given_time_to_adopt_a_root_and_to_leave_one() {
+        let switch = Step::ActivateRoot {
+            root: 2,
+            intermediate: 2,
+        };
+        let mut slots = published();
+        assert_eq!(next(&slots, &facts(HOUR, None)), Ok(switch.clone()));
+        let waiting = next(&slots, &facts(HOUR, Some(2 * HOUR))).unwrap_err();
+        assert_eq!(waiting.phase, Phase::Publishing);
+        assert_eq!(next(&slots, &facts(3 * HOUR, Some(2 * HOUR))), Ok(switch));
+
+        slots.activate_root(2, 2, noon() + 3 * HOUR);
+        let retire = Step::RetireRoot { generation: 1 };
+        assert_eq!(next(&slots, &facts(4 * HOUR, None)), Ok(retire.clone()));
+        let waiting = next(&slots, &facts(DAY, Some(2 * HOUR))).unwrap_err();
+        assert_eq!(waiting.phase, Phase::Renewing);
+        assert_eq!(
+            next(&slots, &facts(DAY + 4 * HOUR, Some(2 * HOUR))),
+            Ok(retire)
+        );
+    }
+
+    #[test]
+    fn a_clock_that_leapt_beyond_the_end_of_a_root_does_not_change_roots_at_once() {
+        let mut slots = published();
+        slots.roots[1].authority.not_after = noon() + 10 * YEAR;
+        slots.intermediates[1].authority.not_after = noon() + 10 * YEAR;
+        let leapt = Facts {
+            settled_for: Duration::ZERO,
+            ..facts(2 * YEAR, None)
+        };
+        assert_eq!(next(&slots, &leapt).unwrap_err().phase, Phase::Publishing);
+        assert!(next(&slots, &facts(2 * YEAR, None)).is_ok());
     }
 }

@@ -18,22 +18,36 @@ const FRESH: Duration = Duration::from_secs(90);
 pub struct ReportedHolders {
     latest: Latest,
     clock: Clock,
+    silent: Option<Duration>,
 }
 
 impl ReportedHolders {
-    pub fn new(latest: Latest, clock: Clock) -> Self {
-        Self { latest, clock }
+    /// `silent` is how long those take to adopt a bundle of whom control knows
+    /// nothing, where there are any.
+    pub fn new(latest: Latest, clock: Clock, silent: Option<Duration>) -> Self {
+        Self {
+            latest,
+            clock,
+            silent,
+        }
     }
-}
 
-impl Holders for ReportedHolders {
-    fn report(&self, bundle: &BundleId, signing_root: &Fingerprint) -> HolderReport {
+    fn said(&self, bundle: &BundleId, signing_root: &Fingerprint) -> HolderReport {
         let latest = self.latest.borrow();
         let status = latest.as_ref().and_then(|object| object.status.as_ref());
         let Some(proxies) = status.and_then(|status| status.proxies.as_ref()) else {
             return unknown("has not said yet what proxies hold; is it running?".to_owned());
         };
         read(proxies, bundle, signing_root, self.clock.now())
+    }
+}
+
+impl Holders for ReportedHolders {
+    fn report(&self, bundle: &BundleId, signing_root: &Fingerprint) -> HolderReport {
+        HolderReport {
+            silent: self.silent,
+            ..self.said(bundle, signing_root)
+        }
     }
 }
 
@@ -67,6 +81,7 @@ fn read(
             })
             .collect(),
         at: Some(at),
+        silent: None,
     }
 }
 

@@ -356,6 +356,7 @@ impl World {
                 })
                 .collect(),
             at: Some(*at),
+            silent: None,
         }
     }
 
