@@ -112,7 +112,9 @@ impl Keyring {
             .slots
             .active_root()
             .map(|root| root.authority.generation);
-        if active != Some(signing) {
+        // It may also have gone on to another root, and back again.
+        let begun = self.slots.automatic.map(|begun| begun.generation);
+        if active != Some(signing) || begun.is_some_and(|begun| begun != signing) {
             self.slots.automatic = Some(Automatic {
                 generation: signing,
                 ordered,
@@ -259,5 +261,36 @@ impl Keyring {
                 .iter()
                 .any(|key| key.authority.generation == *generation && key.has_private_key())
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotation::wanted_root;
+    use bulkhead_core::sidecar::default_trust_domain;
+    use bulkhead_pki::bundle::Roots;
+
+    #[test]
+    fn an_upstream_that_goes_back_to_the_root_that_signs_takes_its_rotation_back() {
+        let domain = default_trust_domain();
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::UNIX_EPOCH + 500_000 * hour;
+        let root = || Authority::new_root(&domain, 1000 * hour, now).unwrap();
+        let (old, new) = (root(), root());
+        let mut keyring = Keyring::empty(domain.clone());
+        let mut sign = |root: &Authority| {
+            let key = PrivateKey::generate().unwrap();
+            let made = root.new_intermediate_for(&key, 100 * hour, now).unwrap();
+            let signed = SignedChain {
+                chain: made.intermediates().to_vec(),
+                roots: Roots::new([root.certificate().clone()]).unwrap(),
+            };
+            keyring.take_signed(key, &signed, None, now).unwrap();
+            wanted_root(keyring.slots(), None)
+        };
+        assert_eq!(sign(&old), 1);
+        assert_eq!(sign(&new), 2, "a rotation begins");
+        assert_eq!(sign(&old), 1, "and is taken back");
     }
 }
