@@ -4,7 +4,6 @@ use bulkhead_core::identity::SpiffeId;
 use bulkhead_pki::csr::{OtherName, ParsedCsr};
 use bulkhead_pki::key::PublicKey;
 
-use crate::authenticate::Caller;
 use crate::node_proxy::Subject;
 
 /// A request that asks for exactly the identity that it may, or for nothing. Only
@@ -53,14 +52,15 @@ pub fn vet(subject: &Subject, csr: &ParsedCsr) -> Result<VettedCsr, VetError> {
     Ok(VettedCsr {
         id: subject.id().clone(),
         csr: csr.clone(),
-        holder: holder(subject.caller()),
+        holder: holder(subject),
     })
 }
 
-fn holder(caller: &Caller) -> String {
-    match caller.pod() {
-        Some(pod) => format!("{} {}", caller.id(), pod.name),
-        None => caller.id().to_string(),
+/// A node's proxy holds as many as it asks for.
+fn holder(subject: &Subject) -> String {
+    match subject.caller().pod() {
+        Some(pod) => format!("{} {}", subject.id(), pod.name),
+        None => subject.id().to_string(),
     }
 }
 
