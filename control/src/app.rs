@@ -102,6 +102,8 @@ impl App {
                 ca_roots_path: config.ca_roots_path.clone(),
                 token_path: config.token_path.clone(),
                 certificate_lifetime: config.certificate_lifetime,
+                // Its own is in no report.
+                reports_to_control: false,
             },
             clock.clone(),
             publisher,

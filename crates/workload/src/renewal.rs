@@ -15,7 +15,9 @@
 //!
 //! A new root reaches workloads by the file before anything is signed by it, and
 //! they take it with the certificate that they have. Once another root signs than
-//! the one that their certificate ends in, they renew early.
+//! the one that their certificate ends in, they renew early. So they do with each
+//! change of the roots where no control reports what they hold: the CA hears it
+//! with the request.
 
 mod task;
 

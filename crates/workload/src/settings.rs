@@ -23,6 +23,10 @@ pub struct Settings {
     pub token_path: String,
     /// The lifetime that is asked for.
     pub certificate_lifetime: Duration,
+    /// Whether control tells the CA which trust bundle is held here. Where it does
+    /// not, the CA learns it from requests for certificates alone, and waits for
+    /// one with each step of a rotation.
+    pub reports_to_control: bool,
 }
 
 impl Settings {
@@ -35,6 +39,7 @@ impl Settings {
             ca_roots_path: config.ca_roots_path.clone(),
             token_path: config.token_path.clone(),
             certificate_lifetime: config.certificate_lifetime,
+            reports_to_control: config.control().is_some(),
         }
     }
 

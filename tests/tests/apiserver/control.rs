@@ -184,6 +184,7 @@ impl World {
             ca_roots_path: self.config.ca_roots_path.clone(),
             token_path: token(&self.mesh, &self.files, "shop", "cart"),
             certificate_lifetime: Duration::from_secs(3600),
+            reports_to_control: false,
         };
         certificate(settings).await.unwrap()
     }

@@ -149,6 +149,7 @@ impl World {
             ca_roots_path: self.config.ca_roots_path.clone(),
             token_path: token(&self.mesh, &self.manifests, "shop", service_account),
             certificate_lifetime: Duration::from_secs(3600),
+            reports_to_control: false,
         };
         certificate(settings).await.unwrap()
     }
@@ -604,6 +605,7 @@ async fn whoever_has_no_certificate_of_the_mesh_is_told_nothing() {
         ca_roots_path: stranger.roots_path().display().to_string(),
         token_path: token(&stranger, &directory, "shop", "cart"),
         certificate_lifetime: Duration::from_secs(3600),
+        reports_to_control: false,
     };
     let credentials = certificate(settings).await.unwrap();
     let (address, id) = (world.config.listen, world.config.spiffe_id().unwrap());

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use bulkhead_pki::authority::BACKDATE;
-use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::bundle::{BundleId, TrustBundle};
 use bulkhead_pki::csr;
 use bulkhead_pki::identity::WorkloadIdentity;
 use bulkhead_pki::key::PrivateKey;
@@ -68,8 +68,12 @@ pub(super) struct Task<A> {
     requests: mpsc::Receiver<()>,
     state: watch::Sender<State>,
     file: BundleFile,
+    reports_to_control: bool,
     /// The roots of the CA's last answer.
     answered: Option<String>,
+    /// The trust bundle that the CA heard of last from here; before that, the one
+    /// that it gave with the first certificate.
+    claimed: Option<BundleId>,
     /// Of the certificate in use.
     issuance: Option<Issuance>,
     due: Due,
@@ -96,7 +100,9 @@ impl<A: Authority> Task<A> {
             requests,
             state,
             file: BundleFile::new(settings),
+            reports_to_control: settings.reports_to_control,
             answered: None,
+            claimed: None,
             issuance: None,
             look: Instant::now(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_FIRST_RETRY),
@@ -172,6 +178,8 @@ impl<A: Authority> Task<A> {
         self.note_skew(now, authority_now);
         let credentials = Credentials::new(identity)?;
         self.answered = Some(grant.answer.roots);
+        let claimed = held.map(TrustBundle::id);
+        self.claimed = claimed.or_else(|| Some(credentials.identity().bundle().id()));
         self.backoff = Backoff::new(FIRST_RETRY, issuance.longest_retry());
         self.issuance = Some(issuance);
         self.set_due(issuance.due(jitter()));

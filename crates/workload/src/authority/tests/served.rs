@@ -77,6 +77,7 @@ impl Place {
             ca_roots_path: path("ca.crt"),
             token_path: path("token"),
             certificate_lifetime: DAY,
+            reports_to_control: true,
         }
     }
 

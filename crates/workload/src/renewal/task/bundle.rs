@@ -5,6 +5,7 @@ use crate::bundle_file::News;
 use crate::credentials::Credentials;
 use crate::state::Trust;
 use crate::trust::{Source, supersedes};
+use bulkhead_pki::bundle::TrustBundle;
 use bulkhead_runtime::backoff::jitter;
 
 use super::{Due, Task, seconds};
@@ -46,7 +47,8 @@ impl<A: Authority> Task<A> {
     }
 
     /// A bundle has been published: if another root signs now than the one that
-    /// this workload's own certificate ends in, it leaves that one soon.
+    /// this workload's own certificate ends in, it leaves that one soon; and if
+    /// the CA hears from nobody else that it is held, it hears it soon.
     pub(super) fn bundle_taken(&mut self, source: Source) {
         let Some(current) = self.current() else {
             return;
@@ -71,17 +73,26 @@ impl<A: Authority> Task<A> {
             };
         });
         let signs = roots.first();
-        if let Some(issuance) = self.issuance
-            && signs.is_some_and(|root| root != identity.signing_root())
-        {
-            let early = issuance.early(now, jitter());
-            if matches!(self.due, Due::At(due) if early < due) {
-                tracing::info!(
-                    due = seconds(early),
-                    "another root signs now; renewing early"
-                );
-                self.set_due(early);
-            }
+        if signs.is_some_and(|root| root != identity.signing_root()) {
+            self.renew_early("another root signs now");
+        } else if self.must_tell(bundle) {
+            self.renew_early("the CA is not told in another way what is held here");
+        }
+    }
+
+    /// Without a version there is no rotation of Bulkhead's that waits for it.
+    fn must_tell(&self, bundle: &TrustBundle) -> bool {
+        !self.reports_to_control && bundle.sequence() > 0 && self.claimed != Some(bundle.id())
+    }
+
+    fn renew_early(&mut self, reason: &'static str) {
+        let Some(issuance) = self.issuance else {
+            return;
+        };
+        let early = issuance.early(self.clock.now(), jitter());
+        if matches!(self.due, Due::At(due) if early < due) {
+            tracing::info!(due = seconds(early), reason, "renewing early");
+            self.set_due(early);
         }
     }
 

@@ -174,3 +174,27 @@ async fn roots_without_a_version_are_believed_when_they_change_and_not_before() 
     world.pass(DAY).await;
     assert_eq!(world.roots().len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn workloads_that_nobody_reports_tell_the_ca_soon_and_once_what_they_hold() {
+    let mut world = World::start_without_control().await;
+    let (old, next) = (world.ca.root(), Line::new(world.ca.now()));
+    world.pass(HOUR).await;
+    assert_eq!(world.ca.asked_at().len(), 1, "it holds what it was given");
+
+    world.ca.publish(&[&old, &next.root], FIRST + 1);
+    world.write_document(&[&old, &next.root], FIRST + 1);
+    let published = world.ca.now();
+    world.next_certificate().await;
+    let took = world.ca.now().duration_since(published).unwrap();
+    assert!(took <= 10 * MINUTE + SEEN, "{took:?}");
+    assert_eq!(world.roots().len(), 2, "the CA hears of both");
+    world.pass(HOUR).await;
+    assert_eq!(world.ca.asked_at().len(), 2, "once");
+
+    // The keys of tokens have changed, and no root.
+    world.write_document(&[&old, &next.root], FIRST + 2);
+    world.pass(HOUR).await;
+    assert_eq!(world.sequence(), FIRST + 2);
+    assert_eq!(world.ca.asked_at().len(), 2);
+}

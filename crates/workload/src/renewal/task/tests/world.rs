@@ -247,18 +247,25 @@ impl World {
 
     /// The same, where the workload's own clock says `start`.
     pub(super) async fn start_with(start: SystemTime, lifetime: Duration) -> Self {
-        let mut world = Self::new(start, lifetime);
+        let mut world = Self::new(start, lifetime, true);
+        world.next_certificate().await;
+        world
+    }
+
+    /// With a first certificate, and nobody but the CA to tell what it holds.
+    pub(super) async fn start_without_control() -> Self {
+        let mut world = Self::new(Self::noon(), LIFETIME, false);
         world.next_certificate().await;
         world
     }
 
     pub(super) async fn start_without_ca() -> Self {
-        let world = Self::new(Self::noon(), LIFETIME);
+        let world = Self::new(Self::noon(), LIFETIME, true);
         world.ca.fail_with(super::unreachable_ca);
         world
     }
 
-    fn new(start: SystemTime, lifetime: Duration) -> Self {
+    fn new(start: SystemTime, lifetime: Duration, reports_to_control: bool) -> Self {
         let ca = Ca::new(Clock::paced_from(Self::noon()), lifetime);
         let clock = Clock::paced_from(start);
         let directory = tempfile::tempdir().unwrap();
@@ -269,6 +276,7 @@ impl World {
             ca_roots_path: directory.path().join("ca.crt").display().to_string(),
             token_path: String::new(),
             certificate_lifetime: lifetime,
+            reports_to_control,
         };
         let (publisher, latest) = credentials::channel();
         let (readiness, metrics) = (Readiness::default(), Metrics::default());
