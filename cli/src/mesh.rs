@@ -59,6 +59,14 @@ impl Mesh {
 
     /// Starts the CA, in a directory that the caller looks after.
     pub async fn start_in(directory: &Path) -> anyhow::Result<Self> {
+        Self::start_with(directory, |_| ()).await
+    }
+
+    /// The same, with other settings of the CA.
+    pub async fn start_with(
+        directory: &Path,
+        change: impl FnOnce(&mut CaConfig),
+    ) -> anyhow::Result<Self> {
         let issuer = LocalIssuer::open(&directory.join("issuer"), TOKEN_ISSUER)?;
         let mut ca_config = CaConfig::new(
             StoreLocation::Directory(directory.join("ca")),
@@ -70,6 +78,7 @@ impl Mesh {
         ca_config.listen = on_loopback(0);
         ca_config.monitoring_listen = on_loopback(0);
         ca_config.server_names = vec![ServerName::Ip(on_loopback(0).ip())];
+        change(&mut ca_config);
         let mut mesh = Self {
             directory: directory.to_owned(),
             _temporary: None,

@@ -1,6 +1,7 @@
 //! Roots, intermediates and certificates that are replaced while traffic flows.
 
 mod authority;
+mod ordered;
 mod reporting;
 mod soak;
 mod traffic;
