@@ -20,7 +20,7 @@ use crate::cluster::Cluster;
 use crate::{error, moment};
 
 /// The CA's container.
-const CONTAINER: &str = "bulkhead-ca";
+const CONTAINER: &str = "ca";
 /// While records are followed: how long one is held back, so that those of
 /// several replicas come in their order.
 const MERGE: Duration = Duration::from_millis(250);
