@@ -128,6 +128,13 @@ impl Ca {
         Client::connect(self.app.address(), self.app.trust_bundle().roots()).await
     }
 
+    /// A connection, where the CA has room for one.
+    pub(crate) async fn try_client(&self) -> Result<Client, tonic::transport::Error> {
+        let bundle = self.app.trust_bundle();
+        let channel = try_channel(self.app.address(), bundle.roots()).await?;
+        Ok(Client(IstioCertificateServiceClient::new(channel)))
+    }
+
     /// One call on a connection of its own.
     pub(crate) async fn call(
         &self,
@@ -165,6 +172,13 @@ impl Client {
 
 /// A connection to the CA.
 pub(crate) async fn channel(address: SocketAddr, roots: &Roots) -> Channel {
+    try_channel(address, roots).await.unwrap()
+}
+
+async fn try_channel(
+    address: SocketAddr,
+    roots: &Roots,
+) -> Result<Channel, tonic::transport::Error> {
     let tls = TlsConnector::from(serving::client_config(roots, ["h2"]).unwrap());
     let connect = tower::service_fn(move |_: Uri| {
         let tls = tls.clone();
@@ -175,7 +189,7 @@ pub(crate) async fn channel(address: SocketAddr, roots: &Roots) -> Channel {
         }
     });
     let endpoint = Endpoint::from_static("http://ca.test");
-    endpoint.connect_with_connector(connect).await.unwrap()
+    endpoint.connect_with_connector(connect).await
 }
 
 pub(crate) fn now() -> SystemTime {
