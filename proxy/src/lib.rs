@@ -26,7 +26,7 @@
 //! - `upstream`: connections to the application and to peers.
 //! - `buffer`: memory, held only while it holds bytes.
 //! - [`credentials`]: the certificate; `bulkhead_workload` gets it from the CA.
-//! - `workload_api`: the same for the application itself, where it is asked for.
+//! - [`workload_api`]: the same for the application itself, where it is asked for.
 //! - `metrics`, `failure`: what is counted, and what is said.
 //! - `status`, `probe`: the status and admin ports; [`wait`]: holding others back.
 
@@ -50,6 +50,6 @@ mod status;
 mod upstream;
 pub mod wait;
 mod worker;
-mod workload_api;
+pub mod workload_api;
 
 pub use bulkhead_workload::{RenewalRequests, credentials};

@@ -10,12 +10,14 @@
 //!
 //! - `socket`: the file, there whole or not at all.
 //! - `connection`: HTTP/2 with bounds, and the header that every call must have.
+//! - [`authority`]: libraries that write the socket's path where a host belongs.
 //! - `service`: the calls.
 //! - `tokens`: JWT-SVIDs and what verifies them, asked of the CA and kept a while.
 //!
 //! Nobody is authenticated here: who reaches the socket is in the pod, and the
 //! pod is the workload. That is where the private key leaves the sidecar.
 
+pub mod authority;
 mod connection;
 mod service;
 mod socket;

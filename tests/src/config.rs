@@ -22,6 +22,8 @@ const VAULT: &str = "BULKHEAD_VAULT";
 const CERT_MANAGER: &str = "BULKHEAD_CERT_MANAGER";
 /// Names the program that `tests/cluster/go-spiffe` makes.
 const GO_SPIFFE: &str = "BULKHEAD_GO_SPIFFE";
+/// Names a Python that has the package `spiffe`.
+const PY_SPIFFE: &str = "BULKHEAD_PY_SPIFFE";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -73,6 +75,11 @@ pub fn soak_rounds() -> usize {
 /// An application that uses go-spiffe.
 pub fn go_spiffe() -> Result<PathBuf> {
     told(GO_SPIFFE, "spiffe")
+}
+
+/// A Python interpreter with py-spiffe.
+pub fn py_spiffe() -> Result<PathBuf> {
+    told(PY_SPIFFE, "spiffe")
 }
 
 /// The program `envoy`.

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::codegen::Service as _;
 
+use super::authority;
 use super::service::Service;
 use super::tokens::Mint;
 
@@ -78,6 +79,8 @@ async fn serve_one<M: Mint>(
     mut drain: drain::Watch,
 ) {
     let service = service_fn(move |request| answer(calls.clone(), request));
+    let (read, write) = stream.into_split();
+    let stream = tokio::io::join(authority::Reader::new(read), write);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_CALLS)

@@ -3,7 +3,7 @@
 //! standard is a test that names its section.
 
 mod jwt;
-mod mesh;
+pub(super) mod mesh;
 mod x509;
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API with a client that the project has no part in, of a
+//! The SPIFFE Workload API with clients that the project has no part in, of a
 //! real sidecar with a certificate of a real CA.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bulkhead::mesh::Mesh;
 use bulkhead_proxy::app::Proxy;
-use bulkhead_tests::config::go_spiffe;
+use bulkhead_tests::config::{go_spiffe, py_spiffe};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -24,8 +24,8 @@ struct Application {
 
 impl Application {
     /// Starts the program, which finds the socket by the standard's variable.
-    fn start(socket: &str) -> Self {
-        let mut process = Command::new(go_spiffe().unwrap())
+    fn start(mut program: Command, socket: &str) -> Self {
+        let mut process = program
             .arg("reports")
             .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{socket}"))
             .stdout(Stdio::piped())
@@ -56,10 +56,23 @@ async fn sidecar(mesh: &Mesh, directory: &TempDir) -> (Proxy, String) {
 
 #[tokio::test]
 async fn go_spiffe_verifies_what_it_gets_and_follows_renewals() {
+    verifies_and_follows(Command::new(go_spiffe().unwrap())).await;
+}
+
+#[tokio::test]
+async fn py_spiffe_verifies_what_it_gets_and_follows_renewals() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spiffe/py_spiffe.py");
+    let mut program = Command::new(py_spiffe().unwrap());
+    program.arg(script);
+    verifies_and_follows(program).await;
+}
+
+/// The application says what it verified, and then each certificate that it gets.
+async fn verifies_and_follows(program: Command) {
     let mesh = Mesh::start().await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (proxy, socket) = sidecar(&mesh, &directory).await;
-    let mut application = Application::start(&socket);
+    let mut application = Application::start(program, &socket);
     let id = "spiffe://cluster.local/ns/shop/sa/cart";
     assert_eq!(application.says().await, format!("x509 {id}"));
     assert_eq!(application.says().await, format!("jwt {id}"));

@@ -39,7 +39,7 @@ pub(super) fn cart() -> SpiffeId {
 
 /// The trust domain, and its CA as the sidecar sees it.
 #[derive(Clone)]
-pub(super) struct Mesh {
+pub(in crate::workload_api) struct Mesh {
     pub(super) clock: Clock,
     root: Arc<Authority>,
     /// Roots that are published besides the one that signs.
@@ -56,7 +56,7 @@ pub(super) struct Ca {
 }
 
 impl Mesh {
-    pub(super) fn new() -> Self {
+    pub(in crate::workload_api) fn new() -> Self {
         let clock = Clock::stopped_at(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
         let root = Authority::new_root(&domain(), 1000 * HOUR, clock.now()).unwrap();
         Self {
@@ -129,7 +129,7 @@ fn away() -> TokenError {
 }
 
 /// A pod whose sidecar serves the Workload API.
-pub(super) struct Pod {
+pub(in crate::workload_api) struct Pod {
     path: PathBuf,
     publisher: Publisher,
     _directory: TempDir,
@@ -137,7 +137,7 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    pub(super) async fn start(mesh: &Mesh) -> Self {
+    pub(in crate::workload_api) async fn start(mesh: &Mesh) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
         let listener = bind(path.to_str().unwrap()).unwrap();
@@ -158,7 +158,7 @@ impl Pod {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::workload_api) fn path(&self) -> &Path {
         &self.path
     }
 
