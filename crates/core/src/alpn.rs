@@ -47,10 +47,23 @@ pub fn find(name: &[u8]) -> Option<&'static MeshAlpn> {
     TABLE.iter().find(|row| row.name.as_bytes() == name)
 }
 
-/// Every name that a server agrees to under mesh TLS: the mesh names, then the
-/// plain ones that peers without mesh names use.
-pub fn server_offers() -> impl Iterator<Item = &'static str> {
-    TABLE.iter().map(|row| row.name).chain(["h2", "http/1.1"])
+/// Every name that a server agrees to under mesh TLS, on a port of this protocol:
+/// the mesh names, then the plain ones that peers without mesh names use. Of those
+/// that a client offers, the first one here is chosen.
+///
+/// Whoever offers both plain names leaves the choice to the server, and what is
+/// chosen is what the application gets. Nearly every application speaks HTTP/1.1;
+/// where one is known to speak HTTP/2, that comes first. Where nobody looks at the
+/// bytes, a name that promises somebody who does comes last.
+pub fn server_offers(port: Protocol) -> impl Iterator<Item = &'static str> {
+    let general = (port == Protocol::Opaque).then_some(ANY);
+    let plain = match port {
+        Protocol::Http2 | Protocol::Grpc => ["h2", "http/1.1"],
+        Protocol::Auto | Protocol::Http1 | Protocol::Opaque => ["http/1.1", "h2"],
+    };
+    let names = TABLE.iter().map(|row| row.name);
+    let rest = names.filter(move |name| general != Some(*name));
+    general.into_iter().chain(rest).chain(plain)
 }
 
 /// What a client offers for a connection that carries `inside`: the specific
@@ -82,17 +95,48 @@ mod tests {
         for protocol in Protocol::ALL {
             let offers = client_offers(protocol);
             assert!(find(offers[0].as_bytes()).is_some(), "{protocol:?}");
-            assert!(
-                offers
-                    .iter()
-                    .all(|name| server_offers().any(|own| own == *name))
-            );
+            for port in Protocol::ALL {
+                let agreed = |name| server_offers(port).any(|own| own == name);
+                assert!(offers.iter().all(|name| agreed(*name)));
+            }
         }
+    }
+
+    #[test]
+    fn a_client_that_offers_both_plain_names_gets_what_the_application_speaks() {
+        for (port, expected) in [
+            (Protocol::Auto, "http/1.1"),
+            (Protocol::Http1, "http/1.1"),
+            (Protocol::Opaque, "http/1.1"),
+            (Protocol::Http2, "h2"),
+            (Protocol::Grpc, "h2"),
+        ] {
+            let chosen = server_offers(port).find(|name| ["h2", "http/1.1"].contains(name));
+            assert_eq!(chosen, Some(expected), "{port:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_does_not_learn_that_bytes_are_http_from_a_proxy_that_does_not_look() {
+        let chosen = |port| {
+            let offers = client_offers(Protocol::Http1);
+            server_offers(port).find(|name| offers.contains(name))
+        };
+        assert_eq!(
+            inside(chosen(Protocol::Opaque).map(str::as_bytes)),
+            Protocol::Auto
+        );
+        assert_eq!(
+            inside(chosen(Protocol::Auto).map(str::as_bytes)),
+            Protocol::Http1
+        );
     }
 
     #[test]
     fn a_name_that_promises_a_preamble_is_never_mesh_traffic_of_ours() {
         assert_eq!(find(b"istio-peer-exchange"), None);
-        assert!(server_offers().all(|name| name != "istio-peer-exchange"));
+        for port in Protocol::ALL {
+            assert!(server_offers(port).all(|name| name != "istio-peer-exchange"));
+        }
     }
 }

@@ -5,6 +5,12 @@
 //! {"phase": "forward", "reason": "the CA is gone", "by": "ada",
 //!  "until": "2030-01-01T12:00:00Z", "pods": ["cart-0"]}
 //! ```
+//!
+//! The way back, for which control need not be there either:
+//!
+//! ```json
+//! {"phase": "off", "takes_back": true}
+//! ```
 
 use std::time::SystemTime;
 
@@ -23,6 +29,10 @@ pub struct BypassOrder {
     pub bypass: Bypass,
     /// The pods that it is for; nothing where it is for all.
     pub pods: Option<Vec<String>>,
+    /// What control has said so far no longer counts: it may have said it and
+    /// died. Only an admin port heeds this, because only there is an order sure
+    /// to be the last word; a file may be refreshed long after.
+    pub takes_back: bool,
 }
 
 impl BypassOrder {
@@ -50,6 +60,7 @@ impl BypassOrder {
                 until,
             },
             pods: document.pods,
+            takes_back: document.takes_back,
         })
     }
 
@@ -60,6 +71,7 @@ impl BypassOrder {
             by: self.bypass.by.clone(),
             until: self.bypass.until.and_then(rfc3339),
             pods: self.pods.clone(),
+            takes_back: self.takes_back,
         };
         serde_json::to_string(&document).expect("strings and lists of them are always JSON")
     }
@@ -92,6 +104,8 @@ struct Document {
     until: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pods: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    takes_back: bool,
 }
 
 /// Why an order cannot be followed.
@@ -112,7 +126,7 @@ mod tests {
 
     #[test]
     fn an_order_is_read_as_it_was_written() {
-        for pods in [None, Some(vec!["cart-0".to_owned()])] {
+        for (pods, takes_back) in [(None, true), (Some(vec!["cart-0".to_owned()]), false)] {
             let order = BypassOrder {
                 bypass: Bypass {
                     phase: BypassPhase::Forward,
@@ -121,6 +135,7 @@ mod tests {
                     until: Some(UNIX_EPOCH + Duration::from_secs(1_893_499_200)),
                 },
                 pods,
+                takes_back,
             };
             let json = order.to_json();
             assert!(json.contains("\"2030-01-01T12:00:00Z\""), "{json}");
@@ -134,6 +149,7 @@ mod tests {
         let order = BypassOrder::from_json(order).unwrap();
         assert_eq!(order.bypass.phase, BypassPhase::Accept);
         assert_eq!((order.bypass.until, order.pods), (None, None));
+        assert!(!order.takes_back);
     }
 
     #[test]

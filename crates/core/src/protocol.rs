@@ -41,6 +41,11 @@ impl Protocol {
         }
     }
 
+    /// Whether somebody said that it is HTTP, of whichever version.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2 | Self::Grpc)
+    }
+
     /// By `appProtocol` of a Service or container port; nothing where the name
     /// is not one that says anything to a mesh. `http` leaves the version to
     /// the first bytes, because clients upgrade on their own.

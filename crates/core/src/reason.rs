@@ -22,11 +22,12 @@ pub enum Reason {
     NoCertificate,
     DestinationIsSelf,
     DetectionTimeout,
+    Overloaded,
 }
 
 impl Reason {
     /// The table of the docs, in its order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PlaintextRefused,
         Self::MtlsDisabled,
         Self::TlsHandshakeFailed,
@@ -40,6 +41,7 @@ impl Reason {
         Self::NoCertificate,
         Self::DestinationIsSelf,
         Self::DetectionTimeout,
+        Self::Overloaded,
     ];
 
     /// The code, as it stands in headers, logs and metrics.
@@ -140,6 +142,11 @@ impl Reason {
                 "detection_timeout",
                 "the port accepts mesh mTLS only (STRICT) and the client said nothing",
                 "if the server is meant to speak first there, the client needs a sidecar too",
+            ),
+            Self::Overloaded => (
+                "overloaded",
+                "the proxy has nearly used up the memory that it may use",
+                "try again later; give the proxy a higher memory limit, or the workload more pods",
             ),
         }
     }

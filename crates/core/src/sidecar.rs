@@ -16,6 +16,7 @@ use crate::identity::{IdentityError, SpiffeId, TrustDomain};
 use crate::policy::{InboundPolicy, MtlsMode};
 use crate::port_set::PortSet;
 use crate::protocol::{OPAQUE_PORTS, Protocol};
+use crate::quantity::Quantity;
 use crate::settings::{Settings, SettingsError};
 use crate::{duration, ports};
 
@@ -103,8 +104,15 @@ pub struct SidecarConfig {
     pub access_log: bool,
     /// How long open connections may take to finish after SIGTERM.
     pub drain_duration: Duration,
+    /// For how long nobody must have come before a port is closed after SIGTERM.
+    pub drain_quiet: Duration,
+    /// How old a client's connection may become before it is asked to make another.
+    pub max_connection_age: Option<Duration>,
     /// How many requests of 10,000 start a trace.
     pub trace_sampling: u16,
+    /// The memory that the proxy may use, in bytes, where that is less than what its
+    /// control group may.
+    pub memory_limit: Option<u64>,
 }
 
 /// A port that takes the workload's inbound connections.
@@ -276,7 +284,10 @@ mod name {
     pub(super) const LOG_FORMAT: &str = "BULKHEAD_LOG_FORMAT";
     pub(super) const ACCESS_LOG: &str = "BULKHEAD_ACCESS_LOG";
     pub(super) const DRAIN_DURATION: &str = "BULKHEAD_DRAIN_DURATION";
+    pub(super) const DRAIN_QUIET: &str = "BULKHEAD_DRAIN_QUIET";
+    pub(super) const MAX_CONNECTION_AGE: &str = "BULKHEAD_MAX_CONNECTION_AGE";
     pub(super) const TRACE_SAMPLING: &str = "BULKHEAD_TRACE_SAMPLING";
+    pub(super) const MEMORY_LIMIT: &str = "BULKHEAD_MEMORY_LIMIT";
 }
 
 /// The variable that holds the application's probes, for whoever has to give
@@ -335,7 +346,10 @@ impl SidecarConfig {
             log_format: LogFormat::Json,
             access_log: false,
             drain_duration: Duration::from_secs(30),
+            drain_quiet: Duration::from_secs(1),
+            max_connection_age: None,
             trace_sampling: 0,
+            memory_limit: None,
         }
     }
 
@@ -415,7 +429,10 @@ impl SidecarConfig {
             LOG_FORMAT: log_format by |value: &LogFormat| value.as_str().to_owned();
             ACCESS_LOG: access_log by bool::to_string;
             DRAIN_DURATION: drain_duration by |value: &Duration| duration::format(*value);
+            DRAIN_QUIET: drain_quiet by |value: &Duration| duration::format(*value);
+            MAX_CONNECTION_AGE: max_connection_age by |value: &Option<Duration>| value.map(duration::format).unwrap_or_default();
             TRACE_SAMPLING: trace_sampling by u16::to_string;
+            MEMORY_LIMIT: memory_limit by |value: &Option<u64>| value.map(|it| it.to_string()).unwrap_or_default();
         }
         env
     }
@@ -476,7 +493,10 @@ impl SidecarConfig {
             log_format: settings.or(name::LOG_FORMAT, default.log_format),
             access_log: settings.or(name::ACCESS_LOG, default.access_log),
             drain_duration: read_duration(name::DRAIN_DURATION).unwrap_or(default.drain_duration),
+            drain_quiet: read_duration(name::DRAIN_QUIET).unwrap_or(default.drain_quiet),
+            max_connection_age: read_duration(name::MAX_CONNECTION_AGE),
             trace_sampling: settings.or(name::TRACE_SAMPLING, default.trace_sampling),
+            memory_limit: settings.parsed(name::MEMORY_LIMIT, read_bytes),
             trust_domain: default.trust_domain,
             namespace: default.namespace,
             service_account: default.service_account,
@@ -516,6 +536,13 @@ fn read_ports(text: &str) -> Result<PortSet, crate::port_set::PortSetError> {
         return Ok(PortSet::default());
     }
     text.parse()
+}
+
+/// `64Mi`, as in a pod's resources.
+fn read_bytes(text: &str) -> Result<u64, String> {
+    let quantity: Quantity = text.parse().map_err(|error| format!("{error}"))?;
+    let bytes = quantity.whole().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| format!("{text:?} is not a number of bytes"))
 }
 
 fn read_socket_path(text: &str) -> Result<String, String> {
@@ -678,13 +705,16 @@ mod tests {
             log_format: LogFormat::Text,
             access_log: true,
             drain_duration: Duration::from_secs(5),
+            drain_quiet: Duration::from_secs(2),
+            max_connection_age: Some(Duration::from_secs(600)),
             trace_sampling: 100,
+            memory_limit: Some(64 << 20),
             ..config()
         };
         let env = full.to_env();
         assert_eq!(read(&env).unwrap(), full);
         // Everything differs from its default above, so every variable is there.
-        assert_eq!(env.len(), 30);
+        assert_eq!(env.len(), 33);
     }
 
     #[test]
@@ -711,9 +741,10 @@ mod tests {
             (name::INBOUND, "[{}]".into()),
             (name::PORT_MTLS_MODES, "80".into()),
             (name::WORKLOAD_API_PATH, "api.sock".into()),
+            (name::MEMORY_LIMIT, "100m".into()),
         ])
         .unwrap_err();
-        assert_eq!(errors.len(), 8, "{errors:#?}");
+        assert_eq!(errors.len(), 9, "{errors:#?}");
     }
 
     #[test]

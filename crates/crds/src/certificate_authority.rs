@@ -137,6 +137,28 @@ pub enum Phase {
     Blocked,
 }
 
+impl Phase {
+    pub const ALL: [Self; 6] = [
+        Self::Settled,
+        Self::Publishing,
+        Self::Switching,
+        Self::Renewing,
+        Self::Retiring,
+        Self::Blocked,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled => "Settled",
+            Self::Publishing => "Publishing",
+            Self::Switching => "Switching",
+            Self::Renewing => "Renewing",
+            Self::Retiring => "Retiring",
+            Self::Blocked => "Blocked",
+        }
+    }
+}
+
 /// The trust bundle that workloads are given.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -209,7 +231,7 @@ impl fmt::Display for AuthorityKind {
 
 /// Where an authority is in its life.
 #[derive(
-    Clone, Copy, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+    Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum AuthorityState {
@@ -268,13 +290,23 @@ pub enum UpstreamKind {
 }
 
 /// What the upstream signs.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpstreamSigns {
     /// Our intermediates, which sign leaves.
+    #[default]
     Intermediate,
     /// Each leaf.
     Leaf,
+}
+
+impl UpstreamSigns {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Intermediate => "intermediate",
+            Self::Leaf => "leaf",
+        }
+    }
 }
 
 /// Whether the upstream did what it was last asked for.
@@ -285,11 +317,12 @@ pub enum UpstreamState {
     Failing,
 }
 
-/// What the proxies of the mesh hold, as control knows it.
+/// What the proxies of the mesh hold, as control knows it, and the replicas of
+/// control themselves, whose certificates every proxy verifies.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proxies {
-    /// Pods with a sidecar that neither end nor have ended.
+    /// Pods with a sidecar that neither end nor have ended, and control's replicas.
     #[schemars(with = "i32", range(min = 0))]
     pub total: u32,
     /// Those of them that hold the trust bundle.
@@ -336,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn states_and_kinds_are_shown_as_they_are_stored() {
+    fn what_the_status_names_is_shown_as_it_is_stored() {
         for kind in [
             AuthorityKind::Root,
             AuthorityKind::Intermediate,
@@ -351,6 +384,12 @@ mod tests {
             AuthorityState::Retired,
         ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+        for phase in Phase::ALL {
+            assert_eq!(serde_json::to_value(phase).unwrap(), phase.as_str());
+        }
+        for signs in [UpstreamSigns::Intermediate, UpstreamSigns::Leaf] {
+            assert_eq!(serde_json::to_value(signs).unwrap(), signs.as_str());
         }
     }
 }

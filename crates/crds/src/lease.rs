@@ -26,6 +26,11 @@ use crate::owner::{Owner, Standing};
 const HOLDS: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(4);
+/// For how long who stands back leaves it to others, each of whom tries in this
+/// time twice ...
+const LEAVES: Duration = Duration::from_secs(10);
+/// ... and for how long it holds it then, where nobody else came.
+const KEEPS: Duration = Duration::from_secs(60);
 
 /// Whether this replica holds the lease. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -67,6 +72,8 @@ pub struct Holder {
     settings: Settings,
     held: watch::Sender<bool>,
     seen: Seen,
+    stands_back: Option<watch::Receiver<bool>>,
+    turns: Turns,
 }
 
 impl Holder {
@@ -77,8 +84,17 @@ impl Holder {
             settings,
             held,
             seen: Seen::default(),
+            stands_back: None,
+            turns: Turns::default(),
         };
         (holder, Held(watched))
+    }
+
+    /// Leaves it to any other replica that wants it, while this is so: that one
+    /// would do better. Where there is none, this one holds it but for moments.
+    pub fn standing_back(mut self, stands_back: watch::Receiver<bool>) -> Self {
+        self.stands_back = Some(stands_back);
+        self
     }
 
     /// Holds it, or waits for it, until the drain starts; then it is given up, so
@@ -90,6 +106,12 @@ impl Holder {
             tokio::select! {
                 _ = tries.tick() => {}
                 () = drain.started() => break,
+            }
+            let stands_back = self.stands_back.as_ref();
+            let stands_back = stands_back.is_some_and(|stands_back| *stands_back.borrow());
+            if self.turns.is_others(stands_back, Instant::now()) {
+                self.let_go().await;
+                continue;
             }
             let held = match timeout(DEADLINE, self.renew()).await {
                 Ok(Ok(held)) => held,
@@ -105,12 +127,17 @@ impl Holder {
             };
             self.set(held);
         }
-        if *self.held.borrow() {
-            self.set(false);
-            match timeout(DEADLINE, self.release()).await {
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => self.failed(&error),
-            }
+        self.let_go().await;
+    }
+
+    async fn let_go(&self) {
+        if !*self.held.borrow() {
+            return;
+        }
+        self.set(false);
+        match timeout(DEADLINE, self.release()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => self.failed(&error),
         }
     }
 
@@ -206,6 +233,25 @@ impl Holder {
     }
 }
 
+/// When who stands back last began to leave the lease to others.
+#[derive(Default)]
+struct Turns(Option<Instant>);
+
+impl Turns {
+    /// Whether it is left to others at `now`.
+    fn is_others(&mut self, stands_back: bool, now: Instant) -> bool {
+        if !stands_back {
+            self.0 = None;
+            return false;
+        }
+        let is_last = |since: &Instant| now.duration_since(*since) < LEAVES + KEEPS;
+        let since = *self.0.get_or_insert(now);
+        let since = Some(since).filter(is_last).unwrap_or(now);
+        self.0 = Some(since);
+        now.duration_since(since) < LEAVES
+    }
+}
+
 /// The lease as it was first seen so, and when.
 #[derive(Default)]
 struct Seen {
@@ -251,6 +297,21 @@ mod tests {
             renew_time: micro_time(SystemTime::UNIX_EPOCH + Duration::from_secs(renewed)),
             ..LeaseSpec::default()
         }
+    }
+
+    #[test]
+    fn who_stands_back_lets_others_try_and_holds_what_nobody_else_wants() {
+        let mut turns = Turns::default();
+        let begin = Instant::now();
+        assert!(!turns.is_others(false, begin));
+        let mut others = |second| turns.is_others(true, begin + Duration::from_secs(second));
+        assert!(others(0), "at once");
+        assert!(others(9));
+        assert!(!others(10), "nobody came");
+        assert!(!others(69));
+        assert!(others(70), "somebody may have come");
+        assert!(!others(80));
+        assert!(!turns.is_others(false, begin));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A parsed certificate, and what the rules look at.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -85,6 +86,11 @@ impl Certificate {
         .unwrap_or(Err(KeyError::Unsupported))
     }
 
+    /// Every name that it carries.
+    pub(crate) fn alternative_names(&self) -> Result<AlternativeNames, CertificateError> {
+        with_parsed(&self.der, AlternativeNames::of)?
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -149,6 +155,49 @@ impl FromStr for Fingerprint {
     }
 }
 
+/// Whom a certificate is for, in every form that anybody may read.
+#[derive(Debug, Default)]
+pub(crate) struct AlternativeNames {
+    pub(crate) uris: Vec<String>,
+    pub(crate) dns: Vec<String>,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Whether there are names of other kinds.
+    pub(crate) others: bool,
+    /// Of the subject.
+    pub(crate) common_name: Option<String>,
+}
+
+impl AlternativeNames {
+    fn of(parsed: &X509Certificate<'_>) -> Result<Self, CertificateError> {
+        let common_name = parsed.subject().iter_common_name().next();
+        let mut found = Self {
+            common_name: common_name.map(|name| name.as_str().unwrap_or("unreadable").to_owned()),
+            ..Self::default()
+        };
+        let names = parsed
+            .subject_alternative_name()
+            .map_err(|_| CertificateError::Malformed)?;
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::URI(uri) => found.uris.push((*uri).to_owned()),
+                GeneralName::DNSName(name) => found.dns.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => found.addresses.push(address(bytes)?),
+                _ => found.others = true,
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// An address as a certificate has it (RFC 5280, 4.2.1.6).
+fn address(bytes: &[u8]) -> Result<IpAddr, CertificateError> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        return Ok(bytes.into());
+    }
+    let bytes: [u8; 16] = bytes.try_into().map_err(|_| CertificateError::Malformed)?;
+    Ok(bytes.into())
+}
+
 /// What a certificate says, as far as any rule asks.
 #[derive(Debug)]
 pub(crate) struct Facts {
@@ -170,6 +219,8 @@ pub(crate) struct Facts {
     pub(crate) spki: Vec<u8>,
     /// The subject key identifier (RFC 5280, 4.2.1.2).
     pub(crate) key_identifier: Option<Vec<u8>>,
+    /// The object identifier of what its signer signed it with.
+    pub(crate) signature_algorithm: String,
     serial: Vec<u8>,
 }
 
@@ -208,6 +259,7 @@ impl Facts {
             issuer: parsed.issuer().as_raw().to_vec(),
             spki: parsed.public_key().raw.to_vec(),
             key_identifier: None,
+            signature_algorithm: parsed.signature_algorithm.algorithm.to_id_string(),
             serial: parsed.raw_serial().to_vec(),
         };
         for (at, extension) in parsed.extensions().iter().enumerate() {

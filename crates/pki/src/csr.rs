@@ -15,6 +15,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::key::{KeyError, PrivateKey, PublicKey};
 use crate::pem::{self, PemError};
+use crate::serving::ServerName;
 
 /// The longest request that is read, in bytes of PEM. One with an RSA key of
 /// 4096 bits takes about 1,700; a SPIFFE ID adds 2,800 at most.
@@ -29,6 +30,23 @@ pub fn create(key: &PrivateKey, id: Option<&SpiffeId>) -> Result<String, CreateE
     params.distinguished_name = DistinguishedName::new();
     if let Some(id) = id {
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    }
+    let request = params.serialize_request(key)?;
+    Ok(std::mem::take(&mut *pem::encode(
+        pem::CERTIFICATE_REQUEST,
+        request.der(),
+    )))
+}
+
+/// Makes a request for a server's certificate with these names, and no subject.
+pub fn create_serving(key: &PrivateKey, names: &[ServerName]) -> Result<String, CreateError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    for name in names {
+        params.subject_alt_names.push(match name {
+            ServerName::Dns(name) => SanType::DnsName(name.as_str().try_into()?),
+            ServerName::Ip(address) => SanType::IpAddress(*address),
+        });
     }
     let request = params.serialize_request(key)?;
     Ok(std::mem::take(&mut *pem::encode(

@@ -93,6 +93,8 @@ impl WorkloadIdentity {
             .with_cert_resolver(Arc::clone(&self.resolver) as Arc<_>);
         config.alpn_protocols = tls::alpn_protocols(alpn);
         config.ticketer = Arc::clone(&self.ticketer);
+        // A connection uses one up, and gets one.
+        config.send_tls13_tickets = 1;
         Ok(Arc::new(config))
     }
 
@@ -125,6 +127,11 @@ impl WorkloadIdentity {
 
     pub fn id(&self) -> &SpiffeId {
         self.chain.id()
+    }
+
+    /// What shows the chain, for configurations of this crate.
+    pub(crate) fn resolver(&self) -> Arc<SingleCertAndKey> {
+        Arc::clone(&self.resolver)
     }
 
     /// The key that the leaf is for. Whoever has it is this workload.

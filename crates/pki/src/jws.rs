@@ -5,6 +5,8 @@
 //! for each certificate. What a token may be signed with is a table, which is also
 //! that of JWT-SVID (section 2.1); `none` and shared secrets are not in it.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::rsa::PublicKeyComponents;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ParsedPublicKey,
@@ -15,7 +17,7 @@ use aws_lc_rs::signature::{
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::jwk::{Jwk, JwkSet};
 
@@ -57,7 +59,10 @@ pub(crate) struct Header {
     pub(crate) typ: Option<String>,
     /// Extensions that must be understood; none is (4.1.11).
     #[serde(default)]
-    crit: Option<serde::de::IgnoredAny>,
+    crit: Option<IgnoredAny>,
+    /// Whatever else is said.
+    #[serde(flatten)]
+    pub(crate) others: BTreeMap<String, IgnoredAny>,
 }
 
 impl Keys {

@@ -278,6 +278,9 @@ impl JwtAuthorities {
             return Err(JwtError::TooLong);
         }
         let (header, claims): (_, Map<String, Value>) = self.keys.verify_with_header(token)?;
+        if let Some(name) = header.others.keys().next() {
+            return Err(JwtError::HeaderMember(name.chars().take(64).collect()));
+        }
         if header
             .typ
             .as_deref()
@@ -414,6 +417,10 @@ pub enum JwtError {
     TooLong,
     #[error("the token proves nothing: {0}")]
     Signature(#[from] JwsError),
+    #[error(
+        "the token's header has {0:?}, and may have alg, kid and typ alone (JWT-SVID section 2)"
+    )]
+    HeaderMember(String),
     #[error("the token's type is neither JWT nor JOSE (JWT-SVID section 2.3)")]
     Type,
     #[error("the token does not say which key signed it (kid)")]

@@ -29,6 +29,9 @@ use crate::pem::{self, PemError};
 /// bits takes about 3,300.
 const MAX_KEY_PEM: usize = 16 * 1024;
 
+/// A PKCS#8 key that a passphrase protects (RFC 5958, 3).
+const ENCRYPTED: &str = "ENCRYPTED PRIVATE KEY";
+
 /// The first byte of a point that is not compressed (SEC 1, 2.3.3).
 pub(crate) const UNCOMPRESSED: u8 = 4;
 
@@ -103,6 +106,9 @@ impl PrivateKey {
         // OpenSSL writes the curve's name in a block before the key.
         blocks.retain(|block| block.label.ends_with(pem::PRIVATE_KEY));
         match blocks.as_slice() {
+            [block] if block.label == ENCRYPTED => {
+                Err(PemError::Encrypted(block.label.clone()).into())
+            }
             [block] => Self::from_der(&block.der),
             _ => Err(KeyError::Count(blocks.len())),
         }
@@ -318,6 +324,19 @@ impl rcgen::PublicKeyData for PublicKey {
             KeyKind::Rsa { .. } => &rcgen::PKCS_RSA_SHA256,
         }
     }
+}
+
+/// Whether there is a kind of key for which a signature of this algorithm, by its
+/// object identifier, is accepted.
+pub(crate) fn is_signature_accepted(algorithm: &str) -> bool {
+    matches!(
+        algorithm,
+        "1.2.840.10045.4.3.2"
+            | "1.2.840.10045.4.3.3"
+            | "1.2.840.113549.1.1.11"
+            | "1.2.840.113549.1.1.12"
+            | "1.2.840.113549.1.1.13"
+    )
 }
 
 fn is_curve(algorithm: &AlgorithmIdentifier<'_>, curve: &str) -> bool {

@@ -15,6 +15,7 @@
 //! - [`svid`]: the X.509-SVID profile as one list of rules; chains.
 //! - [`csr`]: certificate requests, made and vetted.
 //! - [`authority`]: signing certificates, and what they issue.
+//! - [`elsewhere`]: leaves that another CA signed for us, judged.
 //! - [`bundle`]: trust roots, and the SPIFFE document that carries them.
 //! - [`verifier`]: who a TLS peer is; the only rustls verifier in Bulkhead.
 //! - [`identity`]: one workload's key, chain and bundle, and its TLS configs.
@@ -33,6 +34,7 @@ pub mod authority;
 pub mod bundle;
 pub mod certificate;
 pub mod csr;
+pub mod elsewhere;
 pub mod identity;
 pub mod jwk;
 pub mod jws;

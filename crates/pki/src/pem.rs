@@ -1,5 +1,6 @@
 //! PEM (RFC 7468), as people's files have it: text before, between and after
-//! the blocks is ignored, as are blank lines and the kind of line ending.
+//! the blocks is ignored, as are blank lines, byte order marks and the kind of
+//! line ending.
 //!
 //! Decoded bytes may be a private key, so they are wiped when dropped.
 
@@ -17,6 +18,12 @@ const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 const DASHES: &str = "-----";
 const LINE_LENGTH: usize = 64;
+
+/// How a block of the old form begins that is encrypted (RFC 1421, 4.6.1.1).
+const PROCESSING: &str = "Proc-Type:";
+
+/// What some editors begin a file with, so that joined files have it anywhere.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// One block of a PEM text.
 pub struct Block {
@@ -37,7 +44,8 @@ pub fn decode(text: &str, limit: usize) -> Result<Vec<Block>, PemError> {
         return Err(PemError::TooLong { limit });
     }
     let mut blocks = Vec::new();
-    let mut lines = text.lines().map(str::trim);
+    let lines = text.lines();
+    let mut lines = lines.map(|line| line.trim_start_matches(BYTE_ORDER_MARK).trim());
     while let Some(line) = lines.next() {
         let Some(label) = boundary(line, BEGIN) else {
             continue;
@@ -48,6 +56,9 @@ pub fn decode(text: &str, limit: usize) -> Result<Vec<Block>, PemError> {
             match boundary(line, END) {
                 Some(end) if end == label => break,
                 Some(_) => return Err(PemError::Cut(shown(label))),
+                None if line.starts_with(PROCESSING) && line.ends_with("ENCRYPTED") => {
+                    return Err(PemError::Encrypted(shown(label)));
+                }
                 None => body.push_str(line),
             }
         }
@@ -103,6 +114,10 @@ pub enum PemError {
     Cut(String),
     #[error("the PEM block {0:?} is not base64: the text was probably damaged in copying")]
     Base64(String),
+    #[error(
+        "the PEM block {0:?} is encrypted, and nobody can type a passphrase here: write it without one (`openssl pkey -in FILE -out NEWFILE`)"
+    )]
+    Encrypted(String),
 }
 
 #[cfg(test)]
@@ -124,8 +139,8 @@ mod tests {
 
     #[test]
     fn comments_blank_lines_and_windows_line_ends_do_no_harm() {
-        let text = "# my root\r\n\r\n-----BEGIN A-----\r\nAAAA\r\n\r\n-----END A-----\r\n\
-                    subject=x\n  -----BEGIN B-----\n  BBBB\n  -----END B-----   \n\n\n";
+        let text = "\u{feff}# my root\r\n\r\n-----BEGIN A-----\r\nAAAA\r\n\r\n-----END A-----\r\n\
+                    \u{feff}subject=x\n  -----BEGIN B-----\n  BBBB\n  -----END B-----   \n\n\n";
         let blocks = decode(text, 1000).unwrap();
         let labels: Vec<_> = blocks.iter().map(|block| block.label.as_str()).collect();
         assert_eq!(labels, ["A", "B"]);
@@ -142,6 +157,10 @@ mod tests {
             (
                 "-----BEGIN A-----\n!\n-----END A-----",
                 PemError::Base64("A".into()),
+            ),
+            (
+                "-----BEGIN A-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: X,00\n\nAAAA\n-----END A-----",
+                PemError::Encrypted("A".into()),
             ),
         ] {
             assert_eq!(decode(text, 1000).unwrap_err(), problem);

@@ -11,16 +11,20 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::BasicConstraints;
 use rustls::client::WebPkiServerVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::bundle::Roots;
 use crate::certificate::{Certificate, CertificateError};
+use crate::identity::WorkloadIdentity;
 use crate::key::{KeyError, PrivateKey};
 use crate::leaf::{Name, Purpose};
 use crate::signer::{self, SignError, Signer, Validity};
 use crate::tls;
+use crate::verifier::ProofOfPossession;
 
 pub use crate::tls::TlsError;
 
@@ -148,7 +152,8 @@ pub struct ServingCertificate {
 }
 
 impl ServingCertificate {
-    fn new(chain: Vec<Certificate>, key: PrivateKey) -> Result<Self, ServingError> {
+    /// Takes a chain, the leaf first, and its key.
+    pub fn new(chain: Vec<Certificate>, key: PrivateKey) -> Result<Self, ServingError> {
         let leaf = chain.first().ok_or(ServingError::Empty)?;
         if leaf.public_key()? != *key.public_key() {
             return Err(ServingError::KeyMismatch);
@@ -199,14 +204,31 @@ impl ServingCertificate {
         &self.key
     }
 
-    /// Server TLS 1.3; clients need no certificate.
+    /// Server TLS 1.3; clients need no certificate, and are asked for none.
     pub fn server_config<'a>(
         &self,
         alpn: impl IntoIterator<Item = &'a str>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
+        self.config_for(rustls::server::WebPkiClientVerifier::no_client_auth(), alpn)
+    }
+
+    /// The same, and clients may show a certificate: which it is, and that they
+    /// have its key, is all that this finds out ([`crate::verifier::ShownChain`]).
+    pub fn server_config_that_asks<'a>(
+        &self,
+        alpn: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        self.config_for(Arc::new(ProofOfPossession), alpn)
+    }
+
+    fn config_for<'a>(
+        &self,
+        clients: Arc<dyn ClientCertVerifier>,
+        alpn: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&tls::PROVIDER))
             .with_protocol_versions(tls::VERSIONS)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_cert_resolver(Arc::clone(&self.resolver) as Arc<_>);
         config.alpn_protocols = tls::alpn_protocols(alpn);
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
@@ -229,12 +251,44 @@ pub fn client_config<'a>(
     for root in roots.certificates() {
         store.add(root.der().clone())?;
     }
+    by_name(store, tls::VERSIONS, alpn)
+}
+
+/// The same for a client that is a workload: a server that asks for a certificate
+/// gets the one of `identity`.
+pub fn client_config_as<'a>(
+    identity: &WorkloadIdentity,
+    roots: &Roots,
+    alpn: impl IntoIterator<Item = &'a str>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::clone(&*client_config(roots, alpn)?);
+    config.client_auth_cert_resolver = identity.resolver();
+    Ok(Arc::new(config))
+}
+
+/// For clients of somebody else's server, which may speak TLS 1.2: it is verified
+/// by its name and these roots. A root that cannot be read is passed over, as
+/// there are old ones in what systems trust.
+pub fn foreign_client_config<'a>(
+    roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    alpn: impl IntoIterator<Item = &'a str>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(roots);
+    by_name(store, rustls::DEFAULT_VERSIONS, alpn)
+}
+
+fn by_name<'a>(
+    roots: RootCertStore,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    alpn: impl IntoIterator<Item = &'a str>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let verifier =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&tls::PROVIDER))
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&tls::PROVIDER))
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&tls::PROVIDER))
-        .with_protocol_versions(tls::VERSIONS)?
+        .with_protocol_versions(versions)?
         .with_webpki_verifier(verifier)
         .with_no_client_auth();
     config.alpn_protocols = tls::alpn_protocols(alpn);

@@ -23,6 +23,11 @@ use crate::certificate::{CertificateError, Facts};
 use crate::svid::{self, MAX_CHAIN_LENGTH, ProfileError};
 use crate::tls;
 
+mod shown;
+
+pub(crate) use self::shown::ProofOfPossession;
+pub use self::shown::{ShownChain, ShownSvid};
+
 /// The SPIFFE ID that a peer proved. Only verification makes one.
 #[derive(Clone, Debug, Eq, PartialEq, Hash)]
 pub struct PeerId {

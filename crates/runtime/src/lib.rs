@@ -19,10 +19,12 @@
 //! - [`backoff`]: how long to wait before the next try.
 //! - [`clock`]: the wall clock, which tests can set.
 //! - [`custody`]: no core dumps of a process that holds a key.
+//! - [`descriptors`]: as many connections as the kernel lets us have.
 
 pub mod backoff;
 pub mod clock;
 pub mod custody;
+pub mod descriptors;
 pub mod drain;
 pub mod http_server;
 pub mod log;

@@ -7,10 +7,12 @@ mod tests;
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_core::ports;
 use bulkhead_pki::bundle::{Roots, TrustBundle};
+use bulkhead_pki::identity::WorkloadIdentity;
 use bulkhead_pki::serving;
 use bulkhead_proto::ca::{
     CertificateAnswer, CertificateRequest, IstioCertificateServiceClient, metadata,
@@ -20,10 +22,12 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::Code;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::bundle_file::read_to_string;
+use crate::credentials::Credentials;
 use crate::settings::Settings;
 
 pub(crate) use error::AuthorityError;
@@ -42,6 +46,8 @@ pub(crate) struct Ask {
     pub(crate) csr: String,
     /// What it holds now.
     pub(crate) holds: Option<Holding>,
+    /// The certificate that a CA which asks for one is shown.
+    pub(crate) shows: Option<Arc<Credentials>>,
 }
 
 /// What a workload holds, which it tells the CA. Whoever has nothing is served
@@ -82,7 +88,15 @@ impl Remote {
 
     async fn call(&self, ask: Ask) -> Result<Grant, AuthorityError> {
         let held = ask.holds.as_ref().map(|holds| holds.bundle.roots());
-        let (channel, token) = self.prove(held).await?;
+        let shows = ask.shows.as_ref().map(|shows| shows.identity());
+        // A CA that renews by certificate needs no token of whoever has one.
+        let (token, lacks) = match self.token().await {
+            Ok(token) => (Some(token), None),
+            Err(error) if shows.is_some() => (None, Some(error)),
+            Err(error) => return Err(error),
+        };
+        let roots = self.roots(held).await?;
+        let channel = self.connect(&roots, shows).await?;
         let wish = CertificateRequest {
             csr: ask.csr,
             lifetime: Some(self.0.certificate_lifetime),
@@ -90,14 +104,23 @@ impl Remote {
         };
         let mut request = tonic::Request::new(wish.into());
         request.set_timeout(CALL_TIMEOUT);
-        request.metadata_mut().insert("authorization", token);
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", token);
+        }
         if let Some(holds) = &ask.holds {
             claim(request.metadata_mut(), holds);
         }
-        let response = IstioCertificateServiceClient::new(channel)
+        let answered = IstioCertificateServiceClient::new(channel)
             .max_decoding_message_size(MAX_ANSWER)
             .create_certificate(request)
-            .await?;
+            .await;
+        let response = match (answered, lacks) {
+            // What is wrong is that there is no token.
+            (Err(status), Some(lacks)) if status.code() == Code::Unauthenticated => {
+                return Err(lacks);
+            }
+            (answered, _) => answered?,
+        };
         Ok(Grant {
             sequence: sequence(response.metadata()),
             authority_now: date(response.metadata()),
@@ -112,7 +135,7 @@ impl Remote {
     ) -> Result<(Channel, MetadataValue<Ascii>), AuthorityError> {
         let token = self.token().await?;
         let roots = self.roots(held).await?;
-        Ok((self.connect(&roots).await?, token))
+        Ok((self.connect(&roots, None).await?, token))
     }
 
     async fn token(&self) -> Result<MetadataValue<Ascii>, AuthorityError> {
@@ -160,8 +183,15 @@ impl Remote {
         }
     }
 
-    async fn connect(&self, roots: &Roots) -> Result<Channel, AuthorityError> {
-        let tls = TlsConnector::from(serving::client_config(roots, ["h2"])?);
+    async fn connect(
+        &self,
+        roots: &Roots,
+        shows: Option<&WorkloadIdentity>,
+    ) -> Result<Channel, AuthorityError> {
+        let tls = TlsConnector::from(match shows {
+            Some(identity) => serving::client_config_as(identity, roots, ["h2"])?,
+            None => serving::client_config(roots, ["h2"])?,
+        });
         // tonic wants a scheme; the connection is TLS whatever it says here.
         let endpoint = Endpoint::from_shared(format!("http://{}", self.0.ca_address))
             .map_err(|_| AuthorityError::Address(self.0.ca_address.clone()))?;

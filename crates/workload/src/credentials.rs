@@ -20,14 +20,25 @@ use tokio::sync::watch;
 pub struct Credentials {
     identity: WorkloadIdentity,
     server: Arc<ServerConfig>,
+    /// For ports that are known to speak HTTP/2.
+    http2_server: Arc<ServerConfig>,
+    /// For ports whose bytes nobody looks at.
+    opaque_server: Arc<ServerConfig>,
 }
 
 impl Credentials {
     /// # Errors
     /// The TLS library refuses the identity, which it accepted before.
     pub fn new(identity: WorkloadIdentity) -> Result<Self, TlsError> {
-        let server = identity.server_config(alpn::server_offers())?;
-        Ok(Self { identity, server })
+        let server = identity.server_config(alpn::server_offers(Protocol::Auto))?;
+        let http2_server = identity.server_config(alpn::server_offers(Protocol::Http2))?;
+        let opaque_server = identity.server_config(alpn::server_offers(Protocol::Opaque))?;
+        Ok(Self {
+            identity,
+            server,
+            http2_server,
+            opaque_server,
+        })
     }
 
     pub fn identity(&self) -> &WorkloadIdentity {
@@ -43,9 +54,13 @@ impl Credentials {
         }
     }
 
-    /// For inbound connections.
-    pub fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server)
+    /// For inbound connections to a port of this protocol.
+    pub fn server_config(&self, port: Protocol) -> Arc<ServerConfig> {
+        Arc::clone(match port {
+            Protocol::Http2 | Protocol::Grpc => &self.http2_server,
+            Protocol::Auto | Protocol::Http1 => &self.server,
+            Protocol::Opaque => &self.opaque_server,
+        })
     }
 
     /// For outbound connections that carry `inside` to the one expected server.

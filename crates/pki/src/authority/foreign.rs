@@ -13,7 +13,7 @@ use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use super::{Authority, AuthorityError};
 use crate::bundle::{Roots, TrustBundle};
 use crate::certificate::Certificate;
-use crate::key::{KeyError, PrivateKey};
+use crate::key::{self, KeyError, PrivateKey};
 use crate::svid::{self, MAX_CHAIN_LENGTH, ProfileError};
 use crate::verifier::{PeerError, PeerVerifier, Role};
 
@@ -35,6 +35,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, ForeignError> {
         check_key(&chain, &key)?;
+        check_algorithms(&chain, roots)?;
         check_links(&chain)?;
         let vouched = chain.iter().rposition(|certificate| {
             let mut roots = roots.certificates().iter();
@@ -171,6 +172,34 @@ fn check_key(chain: &[Certificate], key: &PrivateKey) -> Result<(), ForeignError
     Ok(())
 }
 
+/// Whether peers read the signatures at all. Nobody looks at a root's own.
+fn check_algorithms(chain: &[Certificate], roots: &Roots) -> Result<(), ForeignError> {
+    let mut signed = chain
+        .iter()
+        .filter(|certificate| !roots.certificates().contains(certificate));
+    let refused = signed
+        .find(|certificate| !key::is_signature_accepted(&certificate.facts().signature_algorithm));
+    refused.map_or(Ok(()), |certificate| {
+        let algorithm = &certificate.facts().signature_algorithm;
+        Err(ForeignError::Algorithm {
+            serial: certificate.serial(),
+            algorithm: named(algorithm).unwrap_or(algorithm).to_owned(),
+        })
+    })
+}
+
+/// The names of algorithms that are still met, and are not accepted.
+fn named(algorithm: &str) -> Option<&'static str> {
+    Some(match algorithm {
+        "1.2.840.113549.1.1.4" => "MD5 with RSA",
+        "1.2.840.113549.1.1.5" => "SHA-1 with RSA",
+        "1.2.840.113549.1.1.10" => "RSASSA-PSS",
+        "1.2.840.10045.4.1" => "ECDSA with SHA-1",
+        "1.2.840.10045.4.3.4" => "ECDSA with SHA-512",
+        _ => return None,
+    })
+}
+
 fn check_links(chain: &[Certificate]) -> Result<(), ForeignError> {
     for pair in chain.windows(2) {
         if pair[0].is_signed_by(&pair[1]) {
@@ -220,6 +249,10 @@ pub enum ForeignError {
     NotAnAuthority(String),
     #[error("certificate {serial} is not fit to sign: {error}")]
     Profile { serial: String, error: ProfileError },
+    #[error(
+        "certificate {serial} was signed with {algorithm}, which peers do not accept: have it issued with SHA-256 or SHA-384 (ECDSA, or RSA PKCS#1 v1.5)"
+    )]
+    Algorithm { serial: String, algorithm: String },
     #[error(
         "the chain is in the wrong order: certificate {signer} signed {serial} and must come right after it"
     )]

@@ -92,6 +92,31 @@ fn section_2_the_header_has_no_other_member_than_the_standard_names() {
 }
 
 #[test]
+fn section_2_a_header_with_any_other_member_is_refused() {
+    let key = JwtKey::generate().unwrap();
+    for (name, value) in [
+        ("jku", json!("https://elsewhere.example/keys")),
+        ("jwk", serde_json::to_value(key.jwk()).unwrap()),
+        ("x5u", json!("https://elsewhere.example/chain")),
+        ("x5c", json!(["AA"])),
+        ("x5t", json!("AA")),
+        ("x5t#S256", json!("AA")),
+        ("cty", json!("JWT")),
+        ("https://example.org/private", json!({"deep": [1]})),
+        ("", json!(null)),
+    ] {
+        let mut header = good_header(&key);
+        header[name] = value;
+        let token = forged(&key, &header, &good_claims());
+        let refused = authorities(&key).validate(&token, "reports", at(NOW));
+        assert!(
+            matches!(&refused, Err(JwtError::HeaderMember(named)) if named == name),
+            "{name}: {refused:?}"
+        );
+    }
+}
+
+#[test]
 fn the_issuer_is_there_where_its_keys_can_be_discovered() {
     let key = JwtKey::generate().unwrap();
     let claims = Claims {

@@ -219,6 +219,21 @@ fn an_entry_that_is_meant_for_us_and_cannot_be_read_is_named() {
     assert!(matches!(error, DocumentError::TooLong));
 }
 
+/// Trust Domain and Bundle 6.3: whoever takes the first of two and whoever takes the
+/// last would trust different keys.
+#[test]
+fn a_document_that_says_something_twice_is_refused() {
+    for twice in [
+        r#"{"keys": [], "keys": []}"#,
+        r#"{"keys": [], "spiffe_sequence": 1, "spiffe_sequence": 2}"#,
+        r#"{"keys": [{"kty": "EC", "use": "wit-svid", "use": "x509-svid"}]}"#,
+        r#"{"keys": [{"kty": "EC", "use": "x509-svid", "x5c": [], "x5c": ["AA"]}]}"#,
+    ] {
+        let refused = TrustBundleDocument::from_json(twice);
+        assert!(matches!(refused, Err(DocumentError::Json(_))), "{twice}");
+    }
+}
+
 #[test]
 fn roots_of_every_kind_of_key_can_be_published() {
     for kind in [

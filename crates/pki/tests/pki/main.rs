@@ -5,6 +5,8 @@ mod authorities;
 #[cfg(test)]
 mod bundles;
 #[cfg(test)]
+mod elsewhere;
+#[cfg(test)]
 mod foreign;
 #[cfg(test)]
 mod handshakes;

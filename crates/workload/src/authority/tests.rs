@@ -24,6 +24,7 @@ fn ask(holds: Option<TrustBundle>) -> Ask {
             bundle,
             certificate_expires: UNIX_EPOCH + Duration::from_secs(1234),
         }),
+        shows: None,
     }
 }
 
@@ -210,4 +211,27 @@ async fn a_ca_whose_own_certificate_moves_to_another_root_is_verified_all_along(
     place.write_lines(&[&new]);
     assert!(sign(&after.address, Some(bundle(&[&new]))).await);
     assert!(!sign(&before.address, Some(bundle(&[&new]))).await);
+}
+
+#[tokio::test]
+async fn a_workload_whose_token_is_gone_shows_its_certificate_to_a_ca_that_asks() {
+    let line = Line::new();
+    let place = Place::new(&[&line]);
+    place.remove_token();
+    let asking = || Ask {
+        shows: Some(line.credentials()),
+        ..ask(None)
+    };
+    let served = Served::asking(&line).await;
+    let remote = Remote::new(place.settings(&served.address));
+    remote.sign(asking()).await.unwrap();
+    assert!(!served.heard().contains_key("authorization"));
+    let id = place.settings(&served.address).id;
+    assert_eq!(served.shown(&line), Some(id));
+
+    // A CA that wants a token says so, and what is wrong is that there is none.
+    let refusing = Served::refusing(&line, Status::unauthenticated("no")).await;
+    let remote = Remote::new(place.settings(&refusing.address));
+    let refused = remote.sign(asking()).await.map(|_| ()).unwrap_err();
+    assert_eq!(refused.outcome(), "token_unusable");
 }

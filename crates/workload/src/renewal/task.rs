@@ -28,10 +28,15 @@ use crate::metrics::Metrics;
 use crate::schedule::{self, FIRST_RETRY, Issuance, LONGEST_FIRST_RETRY};
 use crate::settings::Settings;
 use crate::state::{Failure, State};
-use crate::trust::{Source, supersedes};
+use crate::trust::{Source, refutes, supersedes};
 
 /// How often the bundle file is looked at, spread by a fifth either way.
 const LOOK: Duration = Duration::from_secs(5);
+/// Between two times that the CA is asked because the file cannot be taken: a
+/// replica of the CA that was behind has followed within seconds, and a file that
+/// somebody spoilt may stay so.
+const FIRST_DOUBT: Duration = Duration::from_secs(10);
+const LONGEST_DOUBT: Duration = Duration::from_secs(3600);
 /// A clock that is further off than this from the CA's is worth a warning.
 const WORRYING_SKEW: f64 = 60.0;
 
@@ -71,6 +76,14 @@ pub(super) struct Task<A> {
     reports_to_control: bool,
     /// The roots of the CA's last answer.
     answered: Option<String>,
+    /// The latest bundle that an answer had: what the CA itself says.
+    vouched: Option<TrustBundle>,
+    /// Whether the file said something that the CA knows nothing of: then the CA
+    /// is asked before the file is believed.
+    distrusts_file: bool,
+    /// When the CA may be asked again about a file that cannot be taken.
+    doubt: Instant,
+    doubts: Backoff,
     /// The trust bundle that the CA heard of last from here; before that, the one
     /// that it gave with the first certificate.
     claimed: Option<BundleId>,
@@ -102,6 +115,10 @@ impl<A: Authority> Task<A> {
             file: BundleFile::new(settings),
             reports_to_control: settings.reports_to_control,
             answered: None,
+            vouched: None,
+            distrusts_file: false,
+            doubt: Instant::now(),
+            doubts: Backoff::new(FIRST_DOUBT, LONGEST_DOUBT),
             claimed: None,
             issuance: None,
             look: Instant::now(),
@@ -152,14 +169,21 @@ impl<A: Authority> Task<A> {
             bundle: current.identity().bundle().clone(),
             certificate_expires: current.identity().not_after(),
         });
-        let grant = self.authority.sign(Ask { csr, holds }).await?;
+        let shows = current.clone();
+        let grant = self.authority.sign(Ask { csr, holds, shows }).await?;
         let now = self.clock.now();
         let authority_now = grant.authority_now;
         let (chain, offered) = self.read(&grant)?;
         let held = current.as_ref().map(|current| current.identity().bundle());
         let is_news = self.answered.as_deref() != Some(&grant.answer.roots);
-        let kept = held.filter(|held| !supersedes(&offered, held, is_news));
+        let is_refuted = held.is_some_and(|held| {
+            let authority_now = authority_now.unwrap_or(now);
+            let vouched = self.vouched_sequence();
+            refutes(offered.sequence(), held.sequence(), vouched, authority_now)
+        });
+        let kept = held.filter(|held| !is_refuted && !supersedes(&offered, held, is_news));
         let bundle = kept.cloned();
+        let answered = offered.clone();
         let is_taken = bundle.is_none();
         let bundle = bundle.unwrap_or(offered);
         let identity = WorkloadIdentity::new(&self.id, &key, chain, bundle, now);
@@ -184,8 +208,14 @@ impl<A: Authority> Task<A> {
         self.issuance = Some(issuance);
         self.set_due(issuance.due(jitter()));
         self.certified(credentials, now);
+        if let (true, Some(held)) = (is_refuted, held) {
+            self.refuted(held, &answered);
+        }
+        self.vouch(answered);
         if is_taken {
             self.bundle_taken(Source::Authority);
+        } else {
+            self.ask_again_if_in_doubt();
         }
         Ok(())
     }

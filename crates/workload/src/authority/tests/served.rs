@@ -6,8 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_core::identity::{SpiffeId, TrustDomain};
 use bulkhead_pki::authority::Authority as Signer;
+use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::certificate::Certificate;
-use bulkhead_pki::serving::ServerName;
+use bulkhead_pki::identity::WorkloadIdentity;
+use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::{ServerName, ServingCertificate};
+use bulkhead_pki::verifier::ShownChain;
 use bulkhead_proto::ca::{IstioCertificateService, IstioCertificateServiceServer, metadata};
 use bulkhead_proto::generated::{IstioCertificateRequest, IstioCertificateResponse};
 use bulkhead_runtime::clock::Clock;
@@ -23,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
+use crate::credentials::Credentials;
 use crate::settings::Settings;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -50,10 +55,29 @@ impl Line {
         }
     }
 
+    /// A workload's certificate of it.
+    pub(super) fn credentials(&self) -> Arc<Credentials> {
+        let id = SpiffeId::workload(&trust_domain(), "shop", "cart").unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let chain = self
+            .intermediate
+            .issue_svid(&id, key.public_key(), DAY, now());
+        let identity = WorkloadIdentity::new(&id, &key, chain.unwrap(), self.bundle(), now());
+        Arc::new(Credentials::new(identity.unwrap()).unwrap())
+    }
+
+    fn bundle(&self) -> TrustBundle {
+        TrustBundle::new(trust_domain(), Roots::new([self.root.clone()]).unwrap())
+    }
+
     fn server(&self, name: &str) -> Arc<ServerConfig> {
+        self.serving(name).server_config(["h2"]).unwrap()
+    }
+
+    fn serving(&self, name: &str) -> ServingCertificate {
         let names = [ServerName::parse(name).unwrap()];
         let certificate = self.intermediate.issue_serving(&names, DAY, now());
-        certificate.unwrap().server_config(["h2"]).unwrap()
+        certificate.unwrap()
     }
 }
 
@@ -111,6 +135,7 @@ enum Manner {
 pub(super) struct Served {
     pub(super) address: String,
     heard: Arc<Mutex<HeaderMap>>,
+    shown: Arc<Mutex<Option<ShownChain>>>,
     task: AbortHandle,
 }
 
@@ -131,6 +156,13 @@ impl Served {
         Self::start(line.server(name), answer).await
     }
 
+    /// It asks clients for a certificate.
+    pub(super) async fn asking(line: &Line) -> Self {
+        let tls = line.serving("127.0.0.1").server_config_that_asks(["h2"]);
+        let answer = Manner::Answer(vec!["leaf".to_owned(), line.root.to_pem()]);
+        Self::start(tls.unwrap(), answer).await
+    }
+
     pub(super) async fn answering(line: &Line, parts: Vec<String>) -> Self {
         Self::start(line.server("127.0.0.1"), Manner::Answer(parts)).await
     }
@@ -147,14 +179,17 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let heard = Arc::new(Mutex::new(HeaderMap::new()));
+        let shown = Arc::default();
         let calls = Calls {
             heard: Arc::clone(&heard),
+            shown: Arc::clone(&shown),
             manner,
         };
         let task = tokio::spawn(serve(listener, tls, calls)).abort_handle();
         Self {
             address,
             heard,
+            shown,
             task,
         }
     }
@@ -162,6 +197,13 @@ impl Served {
     /// The headers of the last call.
     pub(super) fn heard(&self) -> HeaderMap {
         self.heard.lock().unwrap().clone()
+    }
+
+    /// Who the last client showed to be, by a certificate of this line.
+    pub(super) fn shown(&self, line: &Line) -> Option<SpiffeId> {
+        let shown = self.shown.lock().unwrap().clone()?;
+        let shown = shown.verify(&line.bundle(), now()).unwrap();
+        Some(shown.peer.id().clone())
     }
 }
 
@@ -175,6 +217,7 @@ async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, calls: Calls) {
             let Ok(stream) = acceptor.accept(stream).await else {
                 return;
             };
+            *calls.shown.lock().unwrap() = ShownChain::of_connection(stream.get_ref().1);
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 let calls = calls.clone();
                 *calls.heard.lock().unwrap() = request.headers().clone();
@@ -191,6 +234,7 @@ async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, calls: Calls) {
 #[derive(Clone)]
 struct Calls {
     heard: Arc<Mutex<HeaderMap>>,
+    shown: Arc<Mutex<Option<ShownChain>>>,
     manner: Manner,
 }
 

@@ -1,6 +1,7 @@
 //! A workload and a CA in paused time: days pass in no time.
 
 mod awkward;
+mod logs;
 mod roots;
 mod world;
 
@@ -43,7 +44,9 @@ async fn a_clock_half_a_minute_off_either_way_never_leaves_a_gap() {
         let measured = world.state().clock_skew.unwrap();
         assert!((measured - skew).abs() < 1.5, "{measured}");
         let asks = world.ca.asked_at().len();
-        assert!((30..=50).contains(&asks), "{asks} in 24 lifetimes");
+        // Seven minutes with the backdated two, renewed when 50 to 80 % of them are over:
+        // each serves for 90 s to 216 s, wherever in there chance puts it.
+        assert!((33..=81).contains(&asks), "{asks} in two hours");
     }
 }
 

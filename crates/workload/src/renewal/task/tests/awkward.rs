@@ -4,6 +4,7 @@
 use bulkhead_pki::authority::Authority as Signer;
 use bulkhead_pki::key::{PrivateKey, PublicKey};
 
+use super::logs::Logs;
 use super::world::{Ca, DAY, HOUR, Line, MINUTE, World, bundle, trust_domain, workload};
 use crate::authority::Grant;
 
@@ -12,6 +13,7 @@ async fn refused(
     outcome: &'static str,
     twist: impl Fn(&Ca, &PublicKey, Grant) -> Grant + Send + 'static,
 ) {
+    let logs = Logs::capture();
     let mut world = World::start().await;
     let serial = world.serial();
     world.ca.twist(twist);
@@ -21,6 +23,13 @@ async fn refused(
     let failure = state.last_failure.expect(outcome);
     assert_eq!(failure.reason, outcome, "{}", failure.message);
     assert!(failure.authority_time.is_some(), "both clocks are told");
+    let lines = logs.of(outcome);
+    assert_eq!(lines.len() as u64, state.failures, "a line for each");
+    for line in lines {
+        let both = [&line["own_time"], &line["authority_time"]];
+        assert!(both.iter().all(|time| time.is_number()), "{line}");
+        assert!(line["error"].is_string(), "{line}");
+    }
     assert!(state.failures > 1);
     assert_eq!(world.counted(outcome), state.failures);
     assert_eq!(world.serial(), serial, "the old one serves");

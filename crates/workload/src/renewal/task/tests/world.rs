@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::super::{Task, Told};
 use super::LIFETIME;
+use super::logs::always_listen;
 use crate::authority::{Ask, Authority, AuthorityError, Grant};
 use crate::credentials::{self, Credentials, Latest};
 use crate::metrics::Metrics;
@@ -33,8 +34,8 @@ pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The sequence of the first bundle.
-pub(super) const FIRST: u64 = 100;
+/// The sequence of the first bundle: it was made at noon.
+pub(super) const FIRST: u64 = 20_000 * DAY.as_secs();
 
 pub(super) fn trust_domain() -> TrustDomain {
     TrustDomain::new("cluster.local").unwrap()
@@ -237,7 +238,7 @@ impl Drop for World {
 impl World {
     /// When the CA's clock begins.
     pub(super) fn noon() -> SystemTime {
-        UNIX_EPOCH + 20_000 * DAY
+        UNIX_EPOCH + Duration::from_secs(FIRST)
     }
 
     /// With a first certificate.
@@ -259,6 +260,19 @@ impl World {
         world
     }
 
+    /// With a first certificate of a replica that does not know yet that another
+    /// root signs, and is the only one; the others answer from then on.
+    pub(super) async fn start_behind() -> Self {
+        let mut world = Self::new(Self::noon(), LIFETIME, true);
+        let next = Line::new(world.ca.now());
+        let root = next.root.clone();
+        world.write_document(&[&root], FIRST + 2);
+        world.next_certificate().await;
+        world.ca.sign_by(next);
+        world.ca.publish(&[&root], FIRST + 2);
+        world
+    }
+
     pub(super) async fn start_without_ca() -> Self {
         let world = Self::new(Self::noon(), LIFETIME, true);
         world.ca.fail_with(super::unreachable_ca);
@@ -266,6 +280,7 @@ impl World {
     }
 
     fn new(start: SystemTime, lifetime: Duration, reports_to_control: bool) -> Self {
+        always_listen();
         let ca = Ca::new(Clock::paced_from(Self::noon()), lifetime);
         let clock = Clock::paced_from(start);
         let directory = tempfile::tempdir().unwrap();
@@ -318,6 +333,11 @@ impl World {
                 return;
             }
         }
+    }
+
+    /// Waits for another trust bundle, or the next certificate.
+    pub(super) async fn next_bundle(&mut self) {
+        self.latest.changed().await.unwrap();
     }
 
     pub(super) fn renew(&self) {
