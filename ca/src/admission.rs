@@ -15,25 +15,21 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bulkhead_runtime::clock::Clock;
+use bulkhead_runtime::tasks::Tasks;
 use tonic::metadata::MetadataMap;
 
 use crate::audit::Record;
-use crate::authenticate::{Authenticate, Caller, bearer_token};
+use crate::authenticate::certificate::CertificateRenewal;
+use crate::authenticate::{Authenticate, AuthenticationError, Caller, bearer_token};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::queue::{Busy, FairQueue, Key, Limits, Load, Turn};
+use crate::queue::{self, Busy, FairQueue, Key, Load, Turn};
 use crate::server::Peer;
 use crate::service::Refusal;
 
-/// How long a call waits in each of the two lines. With a review of its token in
-/// between it is answered within the ten seconds that clients wait.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// The most calls that wait in each: a request with its token takes some 10 KiB.
-const WAITING: usize = 1024;
-/// The most that wait of one caller. A workload needs one certificate at a time.
-const WAITING_OF_ONE: usize = 32;
 /// How many tokens are looked at at once where somebody else is asked about each.
 pub const REMOTE: usize = 64;
 
@@ -42,7 +38,8 @@ pub const REMOTE: usize = 64;
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct CallerKey {
     pub identity: String,
-    /// The pod's UID, or the identity that asks, where that is no pod's.
+    /// The pod's UID, or what else tells callers of one identity apart
+    /// ([`Caller::instance`]).
     pub asks: String,
 }
 
@@ -50,6 +47,7 @@ pub struct CallerKey {
 #[derive(Clone)]
 pub struct Admission {
     authenticator: Arc<dyn Authenticate>,
+    renewal: Option<CertificateRenewal>,
     clock: Clock,
     addresses: FairQueue<IpAddr>,
     callers: FairQueue<CallerKey>,
@@ -76,23 +74,33 @@ impl Admission {
     pub fn start(
         authenticator: Arc<dyn Authenticate>,
         places: Places,
+        limits: &Limits,
         clock: Clock,
         metrics: Metrics,
+        tasks: &Tasks,
     ) -> Self {
-        let limits = |in_service, waiting_of_one| Limits {
+        let line = |in_service, waiting_of_one| queue::Limits {
             in_service,
-            waiting: WAITING,
+            waiting: limits.calls_waiting,
             waiting_of_one,
         };
-        let addresses = limits(places.authenticating, WAITING);
-        let callers = limits(places.issuing, WAITING_OF_ONE);
+        let addresses = line(places.authenticating, limits.calls_waiting);
+        let callers = line(places.issuing, limits.calls_waiting_of_one);
+        let patience = limits.call_patience;
         Self {
             authenticator,
+            renewal: None,
             clock,
-            addresses: FairQueue::start(addresses, PATIENCE),
-            callers: FairQueue::start(callers, PATIENCE),
+            addresses: FairQueue::start("the line of addresses", addresses, patience, tasks),
+            callers: FairQueue::start("the line of callers", callers, patience, tasks),
             metrics,
         }
+    }
+
+    /// Also lets workloads renew by the certificates that they have.
+    pub fn with_renewal(mut self, renewal: CertificateRenewal) -> Self {
+        self.renewal = Some(renewal);
+        self
     }
 
     /// Whose call it is, once it is its address's turn.
@@ -103,13 +111,36 @@ impl Admission {
         record: &mut Record,
     ) -> Result<Caller, Refusal> {
         let token = bearer_token(metadata)?;
-        let address = peer.address().ip();
-        let turn = self.wait("authentication", &self.addresses, address, record);
-        let _turn = turn.await?;
+        let _turn = self.turn_of_address(peer, record).await?;
         let caller = self.authenticator.authenticate(token).await?;
-        record.caller(&caller);
-        peer.is_authenticated();
-        Ok(caller)
+        Ok(known(caller, peer, record))
+    }
+
+    /// The same for a call that may be made with a certificate in place of a token.
+    /// Whoever has a token is judged by that alone, whatever else it shows.
+    pub async fn authenticate_renewal(
+        &self,
+        metadata: &MetadataMap,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<Caller, Refusal> {
+        let has_no_token = matches!(bearer_token(metadata), Err(AuthenticationError::NoToken));
+        let (Some(renewal), Some(shown), true) = (&self.renewal, peer.shown(), has_no_token) else {
+            return self.authenticate(metadata, peer, record).await;
+        };
+        let _turn = self.turn_of_address(peer, record).await?;
+        let caller = renewal.caller(shown)?;
+        Ok(known(caller, peer, record))
+    }
+
+    async fn turn_of_address(
+        &self,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<Turn<IpAddr>, Busy> {
+        let address = peer.address().ip();
+        self.wait("authentication", &self.addresses, address, record)
+            .await
     }
 
     /// Waits until `caller` may be served with something for `identity`.
@@ -119,10 +150,9 @@ impl Admission {
         identity: &str,
         record: &mut Record,
     ) -> Result<Turn<CallerKey>, Busy> {
-        let asks = caller.pod().map_or(caller.id().as_str(), |pod| &pod.uid);
         let key = CallerKey {
             identity: identity.to_owned(),
-            asks: asks.to_owned(),
+            asks: caller.instance(),
         };
         self.wait("issuance", &self.callers, key, record).await
     }
@@ -151,4 +181,12 @@ impl Admission {
         record.waited(waited);
         turn
     }
+}
+
+/// Notes who calls, now that it is known.
+fn known(caller: Caller, peer: &Peer, record: &mut Record) -> Caller {
+    let caller = caller.from_address(peer.address().ip());
+    record.caller(&caller);
+    peer.is_authenticated(&format!("{} {}", caller.id(), caller.instance()));
+    caller
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
+use bulkhead_core::identity::SpiffeId;
 use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::jwt::Audiences;
 
@@ -26,6 +27,8 @@ pub struct Record {
     from: SocketAddr,
     claims: Claims,
     caller: Option<Caller>,
+    /// The identity that it may ask for and does, once that is known.
+    identity: Option<SpiffeId>,
     began: Instant,
     /// How long it waited for its turns.
     waited: Duration,
@@ -54,6 +57,7 @@ impl Record {
             from,
             claims,
             caller: None,
+            identity: None,
             began: Instant::now(),
             waited: Duration::ZERO,
             metrics: metrics.clone(),
@@ -80,6 +84,11 @@ impl Record {
         self.caller = Some(caller.clone());
     }
 
+    /// Notes for whom it asks: a node's proxy does so for others.
+    pub fn asks_for(&mut self, identity: &SpiffeId) {
+        self.identity = Some(identity.clone());
+    }
+
     pub fn issued(mut self, issued: &Issued) {
         let svid = &issued.svid;
         let authority = svid.intermediates().first().map(Certificate::serial);
@@ -99,7 +108,8 @@ impl Record {
             node = self.node(),
             trust_bundle = self.claims.trust_bundle.as_deref(),
             waited_ms = self.waited_ms(),
-            authenticated_by = self.caller.as_ref().map(Caller::source),
+            authenticated_by = self.source(),
+            renewed_serial = self.renewed_serial(),
             identity = svid.id().as_str(),
             serial = svid.serial(),
             authority,
@@ -121,7 +131,7 @@ impl Record {
             from = %self.from,
             caller = self.caller_id(),
             pod = self.pod(),
-            authenticated_by = self.caller.as_ref().map(Caller::source),
+            authenticated_by = self.source(),
             identity = self.caller_id(),
             key_id,
             audiences = audiences.as_slice().join(" "),
@@ -148,7 +158,9 @@ impl Record {
             node = self.node(),
             trust_bundle = self.claims.trust_bundle.as_deref(),
             waited_ms = self.waited_ms(),
-            authenticated_by = self.caller.as_ref().map(Caller::source),
+            authenticated_by = self.source(),
+            renewed_serial = self.renewed_serial(),
+            identity = self.identity.as_ref().map(SpiffeId::as_str),
             reason = refusal.reason(),
             detail = %refusal,
             "a certificate or token was refused"
@@ -157,6 +169,17 @@ impl Record {
 
     fn caller_id(&self) -> Option<&str> {
         self.caller.as_ref().map(|caller| caller.id().as_str())
+    }
+
+    fn source(&self) -> Option<&'static str> {
+        let caller = self.caller.as_ref()?;
+        Some(caller.source().as_str())
+    }
+
+    /// Of the certificate that stood for a token.
+    fn renewed_serial(&self) -> Option<&str> {
+        let succession = self.caller.as_ref()?.succession()?;
+        Some(&succession.serial)
     }
 
     fn pod(&self) -> Option<&str> {
@@ -190,6 +213,7 @@ impl Drop for Record {
             caller = self.caller_id(),
             pod = self.pod(),
             node = self.node(),
+            identity = self.identity.as_ref().map(SpiffeId::as_str),
             waited_ms = self.waited_ms(),
             "a call ended before its answer: its caller went away, or it took too long"
         );

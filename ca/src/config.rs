@@ -14,8 +14,10 @@ use bulkhead_pki::serving::ServerName;
 
 use crate::rotation::SETTLE;
 
+mod authentication;
 mod upstream;
 
+pub use self::authentication::{Authentication, FetchedKeys, KeyAddress, KeySource, TokenIssuer};
 pub use self::upstream::{UpstreamConfig, UpstreamSource};
 
 /// The names of the variables.
@@ -27,9 +29,11 @@ pub mod name {
     pub const STORE: &str = "BULKHEAD_CA_STORE";
     pub const AUTHENTICATION: &str = "BULKHEAD_CA_AUTHENTICATION";
     pub const TOKEN_ISSUER: &str = "BULKHEAD_CA_TOKEN_ISSUER";
+    pub const TOKEN_ISSUERS: &str = "BULKHEAD_CA_TOKEN_ISSUERS";
     pub const TOKEN_AUDIENCE: &str = "BULKHEAD_CA_TOKEN_AUDIENCE";
     pub const ALLOW_TOKENS_WITHOUT_POD: &str = "BULKHEAD_CA_ALLOW_TOKENS_WITHOUT_POD";
     pub const REVIEW_CACHE: &str = "BULKHEAD_CA_REVIEW_CACHE";
+    pub const RENEWAL_BY_CERTIFICATE: &str = "BULKHEAD_CA_RENEWAL_BY_CERTIFICATE";
     pub const NODE_PROXIES: &str = "BULKHEAD_CA_NODE_PROXIES";
     pub const ADMIN_LISTEN: &str = "BULKHEAD_CA_ADMIN_LISTEN";
     pub const DEFAULT_LIFETIME: &str = "BULKHEAD_CA_DEFAULT_LIFETIME";
@@ -38,8 +42,10 @@ pub mod name {
     pub const INTERMEDIATE_LIFETIME: &str = "BULKHEAD_CA_INTERMEDIATE_LIFETIME";
     pub const UPSTREAM: &str = "BULKHEAD_CA_UPSTREAM";
     pub const UPSTREAM_ROOTS: &str = "BULKHEAD_CA_UPSTREAM_ROOTS";
+    pub const UPSTREAM_SIGNS: &str = "BULKHEAD_CA_UPSTREAM_SIGNS";
     pub const CERT_MANAGER_NAMESPACE: &str = "BULKHEAD_CA_CERT_MANAGER_NAMESPACE";
     pub const VAULT_MOUNT: &str = "BULKHEAD_CA_VAULT_MOUNT";
+    pub const VAULT_ROLE: &str = "BULKHEAD_CA_VAULT_ROLE";
     pub const VAULT_NAMESPACE: &str = "BULKHEAD_CA_VAULT_NAMESPACE";
     pub const VAULT_CA_FILE: &str = "BULKHEAD_CA_VAULT_CA_FILE";
     pub const VAULT_TOKEN_FILE: &str = "BULKHEAD_CA_VAULT_TOKEN_FILE";
@@ -88,10 +94,12 @@ pub struct Config {
     /// The names that clients know this server by.
     pub server_names: Vec<ServerName>,
     pub store: StoreLocation,
-    pub authentication: AuthenticationSource,
+    pub authentication: Authentication,
     pub tokens: TokenRules,
     /// How long the API server's word on a token is kept; not at all where zero.
     pub review_cache: Duration,
+    /// Whether a workload without a token may renew by the certificate that it has.
+    pub renewal_by_certificate: bool,
     /// The ServiceAccounts of node proxies, by namespace and name.
     pub node_proxies: Vec<(String, String)>,
     pub lifetimes: Lifetimes,
@@ -182,23 +190,10 @@ impl fmt::Display for StoreLocation {
     }
 }
 
-/// Who says whether a token is good.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum AuthenticationSource {
-    /// `kubernetes`: the API server, by TokenReview.
-    Kubernetes,
-    /// `jwks:PATH`: the keys of a token issuer, in a file.
-    Jwks {
-        path: PathBuf,
-        /// What the tokens must say their issuer is.
-        issuer: String,
-    },
-}
-
 impl Config {
     /// The settings of a CA about which nobody said anything, except where it
     /// keeps its keys and whom it believes.
-    pub fn new(store: StoreLocation, authentication: AuthenticationSource) -> Self {
+    pub fn new(store: StoreLocation, authentication: Authentication) -> Self {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let in_cluster = needs_api_server(&store, &authentication);
         Self {
@@ -219,6 +214,7 @@ impl Config {
                 allow_without_pod: false,
             },
             review_cache: REVIEW_CACHE,
+            renewal_by_certificate: false,
             node_proxies: Vec::new(),
             lifetimes: Lifetimes {
                 default: DAY,
@@ -268,7 +264,7 @@ impl Config {
                 name: "bulkhead-ca".to_owned(),
             },
         );
-        let default = Self::new(store, read_authentication(&settings));
+        let default = Self::new(store, authentication::read(&settings));
         let read_duration =
             |name, default| settings.parsed(name, duration::parse).unwrap_or(default);
         let lifetimes = Lifetimes {
@@ -286,6 +282,15 @@ impl Config {
         if review_cache > MAX_REVIEW_CACHE {
             settings.reject(name::REVIEW_CACHE, "must be five minutes at most");
         }
+        let upstream = upstream::read(&settings);
+        let pod_certificates = settings.or(name::POD_CERTIFICATES, false);
+        if pod_certificates && upstream.as_ref().is_some_and(UpstreamConfig::needs_names) {
+            settings.reject(
+                name::POD_CERTIFICATES,
+                "cannot be had where cert-manager signs each leaf: it takes names from requests, \
+                 and kubelet's have none",
+            );
+        }
         let node_proxies = read_node_proxies(&settings, &default.authentication);
         let config = Self {
             trust_domain: settings.or(name::TRUST_DOMAIN, default.trust_domain),
@@ -300,14 +305,15 @@ impl Config {
                 allow_without_pod: settings.or(name::ALLOW_TOKENS_WITHOUT_POD, false),
             },
             review_cache,
+            renewal_by_certificate: settings.or(name::RENEWAL_BY_CERTIFICATE, false),
             node_proxies,
             lifetimes,
             rotation_pause: read_rotation_pause(&settings),
-            upstream: upstream::read(&settings),
+            upstream,
             jwt_issuer: settings.parsed(name::JWT_ISSUER, read_issuer),
             trust_bundle_config_map,
             instance: settings.or(name::INSTANCE, default.instance),
-            pod_certificates: settings.or(name::POD_CERTIFICATES, false),
+            pod_certificates,
             owner: settings.text(name::OWNER),
             keep_keys: settings.or(name::KEEP_KEYS, false),
             drain_duration: read_duration(name::DRAIN_DURATION, default.drain_duration),
@@ -334,9 +340,8 @@ fn read_loopback(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn needs_api_server(store: &StoreLocation, authentication: &AuthenticationSource) -> bool {
-    *authentication == AuthenticationSource::Kubernetes
-        || matches!(store, StoreLocation::Secret { .. })
+fn needs_api_server(store: &StoreLocation, authentication: &Authentication) -> bool {
+    authentication.kubernetes || matches!(store, StoreLocation::Secret { .. })
 }
 
 /// Shorter than the default, the other replicas and the reports may be behind.
@@ -368,7 +373,7 @@ fn read_config_map(settings: &Settings<'_>, config: &Config) -> Option<String> {
 /// `istio-system/ztunnel,…`
 fn read_node_proxies(
     settings: &Settings<'_>,
-    authentication: &AuthenticationSource,
+    authentication: &Authentication,
 ) -> Vec<(String, String)> {
     let parse = |text: &str| {
         let name = |name: &str| match name.trim().split_once('/') {
@@ -384,32 +389,13 @@ fn read_node_proxies(
     let proxies = settings
         .parsed(name::NODE_PROXIES, parse)
         .unwrap_or_default();
-    if !proxies.is_empty() && *authentication != AuthenticationSource::Kubernetes {
+    if !proxies.is_empty() && !authentication.kubernetes {
         settings.reject(
             name::NODE_PROXIES,
             "asks for a cluster's pods, and the tokens are not those of a cluster",
         );
     }
     proxies
-}
-
-fn read_authentication(settings: &Settings<'_>) -> AuthenticationSource {
-    match settings.text(name::AUTHENTICATION).as_deref() {
-        None | Some("kubernetes") => AuthenticationSource::Kubernetes,
-        Some(text) => match text.strip_prefix("jwks:") {
-            Some(path) if !path.is_empty() => AuthenticationSource::Jwks {
-                path: path.into(),
-                issuer: settings.required(name::TOKEN_ISSUER),
-            },
-            _ => {
-                settings.reject(
-                    name::AUTHENTICATION,
-                    &format!("is not usable: {text:?} is neither kubernetes nor jwks:PATH"),
-                );
-                AuthenticationSource::Kubernetes
-            }
-        },
-    }
 }
 
 fn check_lifetimes(settings: &Settings<'_>, lifetimes: &Lifetimes) {
@@ -486,7 +472,7 @@ mod tests {
             config.store.to_string(),
             "secret:bulkhead-system/bulkhead-ca"
         );
-        assert_eq!(config.authentication, AuthenticationSource::Kubernetes);
+        assert_eq!(config.authentication, Authentication::kubernetes());
         assert_eq!(config.listen.port(), 15012);
         assert_eq!(config.tokens.audience, "bulkhead-ca");
         assert!(!config.tokens.allow_without_pod);
@@ -522,10 +508,7 @@ mod tests {
         assert_eq!(config.store.to_string(), "directory:/var/lib/bulkhead-ca");
         assert_eq!(
             config.authentication,
-            AuthenticationSource::Jwks {
-                path: "/etc/jwks.json".into(),
-                issuer: "https://issuer".into()
-            }
+            Authentication::jwks_file("/etc/jwks.json", "https://issuer")
         );
         assert_eq!(config.server_names.len(), 2);
         assert_eq!(config.trust_bundle_config_map, None);
@@ -588,10 +571,5 @@ mod tests {
         ];
         assert!(read(&outside).is_err());
         assert!(read(&outside[..3]).is_ok());
-    }
-
-    #[test]
-    fn a_key_file_without_the_issuers_name_is_a_mistake() {
-        assert!(read(&[(name::AUTHENTICATION, "jwks:/etc/jwks.json")]).is_err());
     }
 }

@@ -12,7 +12,9 @@ use bulkhead_pki::serving::{ServerName, ServingCertificate, ServingError};
 use bulkhead_pki::svid::SvidChain;
 use bulkhead_proto::ca::CertificateAnswer;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::upstream::{Reason, UpstreamError};
 use crate::vet::VettedCsr;
 
 use self::status::Status;
@@ -47,11 +49,19 @@ pub trait Issuer: Send + Sync + 'static {
     /// The SPIFFE bundle of the trust domain in JSON, and every change of it.
     fn bundle_document(&self) -> watch::Receiver<Arc<str>>;
 
+    /// When the last look at the CA's store began that succeeded, and each such look.
+    /// What it showed is in the bundle by then.
+    fn store_seen(&self) -> watch::Receiver<Instant>;
+
+    /// Whether another CA than the one that signs here is in the store: it is that
+    /// one's to say what to trust.
+    fn is_replaced(&self) -> watch::Receiver<bool>;
+
     /// What there is to say about the CA's own certificates, as it changes.
     fn status(&self) -> watch::Receiver<Arc<Status>>;
 
     /// What signs JWT-SVIDs now; its public half is in the bundle.
-    fn jwt_signer(&self) -> Arc<JwtKey>;
+    fn jwt_signer(&self) -> Result<Arc<JwtKey>, IssueError>;
 }
 
 /// What a caller gets.
@@ -87,6 +97,37 @@ impl Issued {
 pub enum IssueError {
     #[error("issuing failed: {0}")]
     Authority(#[from] AuthorityError),
+    #[error("the upstream issuer, which signs each leaf, did not: {0}")]
+    Upstream(#[from] UpstreamError),
+    #[error(
+        "the upstream issuer signs under another root by now, {0}: nothing of it is given out before all workloads hold that root"
+    )]
+    NewRoot(Fingerprint),
+    #[error(
+        "an upstream issuer signed each leaf, and the settings name none any more: name it again, or rotate to a root of this CA's own"
+    )]
+    NoUpstream,
     #[error("issuing this server's own certificate failed: {0}")]
     Serving(#[from] ServingError),
+    #[error(
+        "the CA's store was last seen {} s ago, and another replica may have changed roots since: this one does not sign until it sees the store again",
+        .0.as_secs()
+    )]
+    StoreUnseen(Duration),
+}
+
+impl IssueError {
+    /// A stable word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Upstream(error) => match error.reason() {
+                Reason::Unreachable => "upstream_unreachable",
+                Reason::Refused => "upstream_refused",
+                Reason::Unusable => "upstream_unusable",
+            },
+            Self::NewRoot(_) => "upstream_new_root",
+            Self::StoreUnseen(_) => "store_unseen",
+            Self::Authority(_) | Self::NoUpstream | Self::Serving(_) => "issuer_failed",
+        }
+    }
 }

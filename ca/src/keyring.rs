@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `state.json` | which authorities there are and where in its life each is: [`Slots`] |
 //! | `root-1.crt`, `root-1.key` | a root; no key where an upstream issuer has it |
-//! | `intermediate-2.crt`, `intermediate-2.key` | an intermediate, and what is between it and its root |
+//! | `intermediate-2.crt`, `intermediate-2.key` | an intermediate, and what is between it and its root; or, where an upstream signs each leaf, this server's own certificate |
 //! | `jwt-3.key` | a key of JWT-SVIDs, until it has stopped signing |
 //! | `roots.pem`, `bundle.json` | what workloads are told to trust; no secrets |
 //!
@@ -19,13 +19,17 @@ use bulkhead_pki::authority::Authority;
 use bulkhead_pki::bundle::document::{JwtAuthority, TrustBundleDocument};
 use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::elsewhere::Signed;
 use bulkhead_pki::jwt::JwtKey;
 use bulkhead_pki::key::{KeyError, PrivateKey};
+use bulkhead_pki::serving::ServingCertificate;
 use zeroize::Zeroizing;
 
 use crate::issuer::status::AuthorityState as State;
 use crate::rotation::slots::{self, Slot, Slots};
 use crate::store::{BUNDLE, Files, ROOTS, StoreError};
+
+pub use self::changes::FromUpstream;
 
 mod changes;
 mod first_layout;
@@ -61,6 +65,15 @@ struct IntermediateMaterial {
     /// Its certificate first, then those above it, without the root.
     chain: Vec<Certificate>,
     key: PrivateKey,
+}
+
+/// What signs for workloads.
+pub enum Signs {
+    /// An intermediate that is here.
+    Here(Box<Authority>),
+    /// An upstream, each leaf. It signed this server's own certificate too, under
+    /// the root that leaves are to be under.
+    Upstream(Signed<ServingCertificate>),
 }
 
 /// What a store says of its authorities, for whoever needs no keys.
@@ -158,12 +171,20 @@ impl Keyring {
     }
 
     /// What signs now.
+    pub fn signs(&self) -> Result<Signs, StoreError> {
+        let slot = self.slots.active_intermediate();
+        match slot.ok_or(StoreError::NothingSigns)? {
+            own if own.own => Ok(Signs::Upstream(self.own(own)?)),
+            slot => Ok(Signs::Here(Box::new(self.intermediate(slot)?))),
+        }
+    }
+
+    /// The intermediate that signs now; none where an upstream signs each leaf.
     pub fn signer(&self) -> Result<Authority, StoreError> {
-        let generation = self
-            .slots
-            .active_intermediate()
-            .ok_or(StoreError::NothingSigns)?;
-        self.intermediate(generation)
+        match self.signs()? {
+            Signs::Here(authority) => Ok(*authority),
+            Signs::Upstream(_) => Err(StoreError::NothingSigns),
+        }
     }
 
     /// What signs JWT-SVIDs now; none in a store that is of the first layout.
@@ -207,15 +228,29 @@ impl Keyring {
         trusted.filter_map(|root| self.root(root.authority.generation))
     }
 
-    fn intermediate(&self, slot: &slots::Intermediate) -> Result<Authority, StoreError> {
+    fn material(
+        &self,
+        slot: &slots::Intermediate,
+    ) -> Result<(&IntermediateMaterial, &Certificate), StoreError> {
         let generation = slot.authority.generation;
-        let (Some(material), Some(root)) =
-            (self.intermediates.get(&generation), self.root(slot.root))
-        else {
-            return Err(StoreError::Missing(format!(
-                "intermediate-{generation}.crt"
-            )));
-        };
+        let material = self.intermediates.get(&generation);
+        material.zip(self.root(slot.root)).ok_or_else(|| {
+            let name = Name::of("intermediate", generation);
+            StoreError::Missing(name.certificate())
+        })
+    }
+
+    fn own(&self, slot: &slots::Intermediate) -> Result<Signed<ServingCertificate>, StoreError> {
+        let (material, root) = self.material(slot)?;
+        let (chain, key) = (material.chain.clone(), material.key.clone());
+        Ok(Signed {
+            certificate: ServingCertificate::new(chain, key)?,
+            root: root.clone(),
+        })
+    }
+
+    fn intermediate(&self, slot: &slots::Intermediate) -> Result<Authority, StoreError> {
+        let (material, root) = self.material(slot)?;
         let roots = Roots::new([root.clone()])?;
         let (chain, key) = (material.chain.clone(), material.key.clone());
         Ok(Authority::from_parts(
@@ -244,8 +279,14 @@ impl Keyring {
     /// Everything fits together, or nothing of it is used.
     fn check(&self) -> Result<(), StoreError> {
         for slot in &self.slots.intermediates {
-            if !slot.authority.is_gone() {
-                self.intermediate(slot)?;
+            match (slot.authority.is_gone(), slot.own) {
+                (true, _) => {}
+                (false, true) => {
+                    self.own(slot)?;
+                }
+                (false, false) => {
+                    self.intermediate(slot)?;
+                }
             }
         }
         for slot in &self.slots.roots {

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!  connection ─ server ─▶ service ─┬─ admission ────▶ a turn      (fair by address, then caller)
-//!                                  ├─ authenticate ─▶ Caller      (TokenReview, or JWKS)
+//!                                  ├─ authenticate ─▶ Caller      (TokenReview, or keys)
 //!                                  ├─ vet ──────────▶ VettedCsr   (asks for the caller, or nothing)
-//!                                  ├─ issuer ───────▶ Issued      (self-signed; upstreams later)
+//!                                  ├─ issuer ───────▶ Issued      (by a key here, or by an upstream)
 //!                                  └─ audit, metrics
 //!  store (directory or Secret) ──▶ issuer: root and intermediate, renewed in time
 //!                                    ├─ trust_bundle ─▶ a ConfigMap in every namespace
@@ -16,9 +16,11 @@
 //! - [`config`]: the settings.
 //! - [`app`]: the wiring.
 //! - [`server`]: connections, TLS and HTTP/2, with bounds on everything.
+//! - [`limits`]: how much anybody can make us hold.
 //! - [`service`]: the call, as one paragraph.
 //! - [`admission`]: whose turn it is, by what [`claims`] say and [`queue`] allows.
 //! - [`authenticate`]: a bearer token becomes a [`authenticate::Caller`].
+//! - [`https`]: how documents are fetched.
 //! - [`node_proxy`]: who may ask for whom.
 //! - [`vet`]: a caller and a request become a [`vet::VettedCsr`].
 //! - [`workload_tokens`]: JWT-SVIDs; [`openid`]: where others find their keys.
@@ -43,13 +45,13 @@
 //! |---|---|---|---|
 //! | `tokenreviews.authentication.k8s.io` | create | cluster | whose token it is |
 //! | `pods` | list, watch | cluster | whether a reviewed token's pod is still there, and what runs on a node proxy's node |
-//! | `secrets` named `bulkhead-ca` | get, update | own namespace | root and intermediate |
+//! | `secrets` named `bulkhead-ca` | get, list, watch, update | own namespace | root and intermediate; that they changed is watched, and nothing in them |
 //! | `secrets` | create | own namespace | the first root; `create` cannot be limited to a name |
 //! | `namespaces` | list, watch | cluster | where the trust bundle belongs |
 //! | `configmaps` named `bulkhead-trust-bundle` | list, watch, create, patch | cluster | the trust bundle, in every namespace |
 //! | `clustertrustbundles.certificates.k8s.io` named `ca.bulkhead.io:x509-svid:bulkhead` | get, create, patch | cluster | the trust bundle for pods that ask for it |
 //! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | attest | cluster | that trust bundle is this signer's |
-//! | `certificaterequests.cert-manager.io` | list, watch, create, delete | own namespace | its intermediates, where cert-manager signs them; only where that was chosen |
+//! | `certificaterequests.cert-manager.io` | list, watch, create, delete | own namespace | its intermediates or each leaf, where cert-manager signs them; only where that was chosen |
 //! | `podcertificaterequests.certificates.k8s.io` | list, watch | cluster | whom to sign for; this and the next four only where that was switched on |
 //! | `podcertificaterequests/status.certificates.k8s.io` | patch | cluster | the answer |
 //! | `signers.certificates.k8s.io` named `ca.bulkhead.io/x509-svid` | sign | cluster | the answer |
@@ -72,8 +74,10 @@ pub mod audit;
 pub mod authenticate;
 pub mod claims;
 pub mod config;
+pub mod https;
 pub mod issuer;
 pub mod keyring;
+pub mod limits;
 pub mod metrics;
 pub mod node_proxy;
 pub mod openid;

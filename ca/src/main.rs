@@ -9,14 +9,21 @@ use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
 use bulkhead_ca::config::{Config, StoreLocation, name};
+use bulkhead_ca::limits::Limits;
 use bulkhead_ca::steer::{Wish, steer};
 use bulkhead_core::duration;
 use bulkhead_core::sidecar::{LogFormat, TOKEN_AUDIENCE};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::shutdown::Signals;
-use bulkhead_runtime::{custody, log};
+use bulkhead_runtime::{custody, descriptors, log};
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
+
+/// Gives back to the kernel what a storm took; with the system's allocator some of it
+/// stays for ever. Set up in `.cargo/config.toml`.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Issues certificates to workloads; its settings are in the environment
 /// (BULKHEAD_CA_*).
@@ -97,7 +104,8 @@ fn serve() -> anyhow::Result<()> {
     // Audit records are not for the log level to turn off.
     let filter = format!("{},{}=info", config.log_level, bulkhead_ca::audit::TARGET);
     log::init(&filter, format)?;
-    runtime()?.block_on(run(config))
+    let limits = Limits::default().within(descriptors::raise_limit());
+    runtime()?.block_on(run(config, limits))
 }
 
 /// Where there is one core, threads would only take it from each other.
@@ -110,11 +118,11 @@ fn runtime() -> std::io::Result<Runtime> {
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, limits: Limits) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let kube =
         if config.needs_api_server() {
-            let client = kube::Client::try_default().await;
+            let client = bulkhead_crds::client::connect().await;
             Some(client.context(
                 "finding the API server failed: is this a pod, or is there a kubeconfig?",
             )?)
@@ -124,16 +132,25 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let drain_duration = config.drain_duration;
     let given = Dependencies {
         kube,
+        limits,
         ..Dependencies::default()
     };
     let app = App::start(config, given).await?;
-    let signal = signals.next().await;
-    tracing::info!(signal, "finishing the calls in hand");
+    let failure = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "finishing the calls in hand");
+            None
+        }
+        ended = app.task_ended() => {
+            tracing::error!("{ended}");
+            Some(ended)
+        }
+    };
     tokio::select! {
         outcome = app.drain(drain_duration) => tracing::info!(?outcome, "the CA ends"),
         signal = signals.next() => tracing::warn!(signal, "the CA ends at once"),
     }
-    Ok(())
+    failure.map_or(Ok(()), |ended| Err(ended.into()))
 }
 
 #[expect(clippy::print_stdout, reason = "the token is this command's output")]

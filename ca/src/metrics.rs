@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::issuer::status::{Phase, Status};
 use crate::rotation::slots::{Authority, Slots};
+use crate::upstream::Reason;
 
 /// Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
@@ -27,11 +28,20 @@ pub struct Metrics {
     rotation: Family<PhaseLabel, Gauge>,
     rotation_workloads: Family<WorkloadsLabel, Gauge>,
     upstream_failing: Gauge,
+    upstream_requests: Family<UpstreamLabel, Counter>,
+    upstream_seconds: Family<SignsLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     pub handshake_failures: Counter,
     pub connections_refused: Counter,
+    pub connections_flooded: Counter,
+    pub connections_held_back: Counter,
+    connections_limit: Gauge,
+    pub accept_failures: Counter,
     queue_seconds: Family<QueueLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     queue_waiting: Family<QueueLabel, Gauge>,
     pub store_failures: Counter,
+    token_keys: Family<IssuerLabel, Gauge>,
+    token_keys_fetches: Family<FetchLabel, Counter>,
+    store_seen: Gauge,
     /// Namespaces whose ConfigMap has the trust bundle.
     pub trust_bundles: Gauge,
     pub trust_bundle_writes: Counter,
@@ -46,6 +56,17 @@ struct ReasonLabel {
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct QueueLabel {
     queue: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct IssuerLabel {
+    issuer: String,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct FetchLabel {
+    issuer: String,
+    outcome: &'static str,
 }
 
 /// Counts something as long as it lives.
@@ -82,6 +103,18 @@ struct WorkloadsLabel {
     state: &'static str,
 }
 
+/// What was asked for: `intermediate`, `leaf` or `serving`; and what came of it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct UpstreamLabel {
+    signs: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct SignsLabel {
+    signs: &'static str,
+}
+
 impl Metrics {
     pub fn new(monitoring: &Monitoring) -> Self {
         let metrics = Self::default();
@@ -95,12 +128,21 @@ impl Metrics {
             rotation,
             rotation_workloads,
             upstream_failing,
+            upstream_requests,
+            upstream_seconds,
             connections,
             handshake_failures,
             connections_refused,
+            connections_flooded,
+            connections_held_back,
+            connections_limit,
+            accept_failures,
             queue_seconds,
             queue_waiting,
             store_failures,
+            token_keys,
+            token_keys_fetches,
+            store_seen,
             trust_bundles,
             trust_bundle_writes,
             trust_bundle_failures,
@@ -147,6 +189,16 @@ impl Metrics {
                 upstream_failing,
             );
             registry.register(
+                "bulkhead_ca_upstream_requests",
+                "What the upstream issuer was asked to sign, by what came of it",
+                upstream_requests,
+            );
+            registry.register(
+                "bulkhead_ca_upstream_request_seconds",
+                "Time spent waiting for the upstream issuer; divide by the number of requests",
+                upstream_seconds,
+            );
+            registry.register(
                 "bulkhead_ca_connections",
                 "Connections of clients that are open now",
                 connections,
@@ -158,8 +210,28 @@ impl Metrics {
             );
             registry.register(
                 "bulkhead_ca_connections_refused",
-                "Connections that were closed because too many waited, or for too long",
+                "Connections that were closed because too many waited, or for too long, or because the CA has no valid certificate",
                 connections_refused,
+            );
+            registry.register(
+                "bulkhead_ca_connections_flooded",
+                "Connections that were closed because much came and no call with a good token",
+                connections_flooded,
+            );
+            registry.register(
+                "bulkhead_ca_connections_held_back",
+                "Times that a connection was left in the kernel because as many as may be were open",
+                connections_held_back,
+            );
+            registry.register(
+                "bulkhead_ca_connections_limit",
+                "Connections that may be open, those in line for a handshake included",
+                connections_limit,
+            );
+            registry.register(
+                "bulkhead_ca_accept_failures",
+                "Connections that the kernel did not give, nearly always for lack of descriptors",
+                accept_failures,
             );
             registry.register(
                 "bulkhead_ca_queue_wait_seconds",
@@ -175,6 +247,21 @@ impl Metrics {
                 "bulkhead_ca_store_failures",
                 "Failed attempts to read or renew the CA's own certificates",
                 store_failures,
+            );
+            registry.register(
+                "bulkhead_ca_token_keys_timestamp_seconds",
+                "When the keys of a token issuer were fetched last, in seconds since 1970",
+                token_keys,
+            );
+            registry.register(
+                "bulkhead_ca_token_keys_fetches",
+                "Attempts to fetch the keys of a token issuer, by outcome",
+                token_keys_fetches,
+            );
+            registry.register(
+                "bulkhead_ca_store_seen_timestamp_seconds",
+                "When the CA's own certificates were last read, in seconds since 1970",
+                store_seen,
             );
             registry.register(
                 "bulkhead_ca_trust_bundle_namespaces",
@@ -214,9 +301,43 @@ impl Metrics {
             .collect()
     }
 
+    /// The store was read.
+    pub fn store_seen(&self, at: SystemTime) {
+        self.store_seen.set(unix_seconds(at));
+    }
+
+    /// Shows the counts of an upstream before there is anything to count.
+    pub fn begin_upstream(&self) {
+        for signs in ["intermediate", "leaf", "serving"] {
+            for outcome in ["signed", "given_up"]
+                .into_iter()
+                .chain(Reason::ALL.map(Reason::as_str))
+            {
+                let label = UpstreamLabel { signs, outcome };
+                drop(self.upstream_requests.get_or_create(&label));
+            }
+        }
+    }
+
+    /// Notes an answer of the upstream, or that nobody waited for one.
+    pub fn upstream_answered(&self, signs: &'static str, outcome: &'static str, took: Duration) {
+        self.upstream_requests
+            .get_or_create(&UpstreamLabel { signs, outcome })
+            .inc();
+        self.upstream_seconds
+            .get_or_create(&SignsLabel { signs })
+            .inc_by(took.as_secs_f64());
+    }
+
     /// A client's connection, for as long as it is open.
     pub fn connection(&self) -> Counted {
         Counted::new(&self.connections)
+    }
+
+    /// How many there may be.
+    pub fn connection_limit(&self, most: usize) {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        self.connections_limit.set(most);
     }
 
     /// Somebody who waits in a queue, for as long as that takes.
@@ -284,6 +405,21 @@ impl Metrics {
         self.upstream_failing.set(is_failing);
     }
 
+    /// Notes when an issuer's keys were fetched; the issuers are those of the
+    /// settings.
+    pub fn token_keys(&self, issuer: &str, at: SystemTime) {
+        let issuer = issuer.to_owned();
+        let gauge = self.token_keys.get_or_create(&IssuerLabel { issuer });
+        gauge.set(unix_seconds(at));
+    }
+
+    /// Counts an attempt to fetch them: `success` or `failure`.
+    pub fn token_keys_fetched(&self, issuer: &str, outcome: &'static str) {
+        let issuer = issuer.to_owned();
+        let label = FetchLabel { issuer, outcome };
+        self.token_keys_fetches.get_or_create(&label).inc();
+    }
+
     fn expires(
         &self,
         certificate: &'static str,
@@ -291,20 +427,25 @@ impl Metrics {
         state: &'static str,
         not_after: SystemTime,
     ) {
-        let since = not_after.duration_since(SystemTime::UNIX_EPOCH);
-        let seconds = i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX);
         let label = CertificateLabel {
             certificate,
             generation,
             state,
         };
-        self.expiry.get_or_create(&label).set(seconds);
+        self.expiry
+            .get_or_create(&label)
+            .set(unix_seconds(not_after));
     }
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
 }
 
 fn with_kinds(slots: &Slots) -> impl Iterator<Item = (&'static str, &Authority)> {
     let roots = slots.roots.iter().map(|slot| ("root", &slot.authority));
-    let intermediates = slots.intermediates.iter();
+    let intermediates = slots.intermediates.iter().filter(|slot| !slot.own);
     let intermediates = intermediates.map(|slot| ("intermediate", &slot.authority));
     let token_keys = slots.token_keys.iter().map(|slot| ("jwt", &slot.authority));
     roots.chain(intermediates).chain(token_keys)

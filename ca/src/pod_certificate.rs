@@ -110,10 +110,10 @@ impl Signer {
     async fn served(&self) -> ApiResource {
         let mut is_said = false;
         loop {
-            match find(&self.client, KIND, &VERSIONS).await {
-                Ok(Some(resource)) => return resource,
-                Ok(None) if is_said => {}
-                Ok(None) => {
+            match timeout(DEADLINE, find(&self.client, KIND, &VERSIONS)).await {
+                Ok(Ok(Some(resource))) => return resource,
+                Ok(Ok(None)) if is_said => {}
+                Ok(Ok(None)) => {
                     is_said = true;
                     tracing::warn!(
                         "pod certificates are switched on, and this API server does not have \
@@ -121,7 +121,10 @@ impl Signer {
                          PodCertificateRequest"
                     );
                 }
-                Err(error) => tracing::warn!(%error, "asking for the kind {KIND} failed"),
+                Ok(Err(error)) => tracing::warn!(%error, "asking for the kind {KIND} failed"),
+                Err(_) => tracing::warn!(
+                    "the API server did not say in time whether it has the kind {KIND}"
+                ),
             }
             sleep(LOOK).await;
         }
@@ -137,7 +140,8 @@ impl Signer {
         let mut answers = FuturesUnordered::new();
         loop {
             while answers.len() < AT_ONCE
-                && let Some((key, request)) = waiting.pop_first()
+                && let Some(key) = waiting.keys().find(|key| !in_hand.contains(*key)).cloned()
+                && let Some(request) = waiting.remove(&key)
             {
                 in_hand.insert(key.clone());
                 answers.push(async {
@@ -149,9 +153,17 @@ impl Signer {
                 event = events.next() => match event {
                     Some(Ok(Event::Apply(request) | Event::InitApply(request))) => {
                         let key = (request.namespace().unwrap_or_default(), request.name_any());
-                        if !is_answered(&request) && !in_hand.contains(&key) {
+                        // One in hand may be overtaken by whoever changed it, and is then
+                        // answered as it is now.
+                        if is_answered(&request) {
+                            waiting.remove(&key);
+                        } else {
                             waiting.insert(key, request);
                         }
+                    }
+                    Some(Ok(Event::Delete(request))) => {
+                        let key = (request.namespace().unwrap_or_default(), request.name_any());
+                        waiting.remove(&key);
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => tracing::warn!(
@@ -220,6 +232,10 @@ impl Signer {
                 json!({ "conditions": [self.condition(outcome.as_str(), reason, message)] })
             }
         };
+        // What was signed is on record, whether or not it is known to have arrived.
+        if matches!(decision, Decision::Issued { .. }) {
+            record::write(request, &decision, &self.metrics);
+        }
         let namespace = request.namespace().unwrap_or_default();
         let api: Api<PodCertificateRequest> =
             Api::namespaced_with(self.client.clone(), &namespace, resource);
@@ -233,10 +249,13 @@ impl Signer {
             .await;
         match written {
             Ok(_) => {
-                record::write(request, &decision, &self.metrics);
+                if matches!(decision, Decision::Refused { .. }) {
+                    record::write(request, &decision, &self.metrics);
+                }
                 Ok(())
             }
-            // It is gone, or somebody has answered it.
+            // It is gone, somebody has answered it, or has changed it: then the watch
+            // tells of it.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(error) => Err(error.into()),
         }

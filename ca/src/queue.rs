@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use bulkhead_runtime::tasks::Tasks;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -72,8 +73,9 @@ pub struct Load<K> {
 }
 
 impl<K: Key> FairQueue<K> {
-    /// A queue in which nobody waits for longer than `patience`.
-    pub fn start(limits: Limits, patience: Duration) -> Self {
+    /// A queue in which nobody waits for longer than `patience`. What gives the
+    /// turns is one of `tasks`, by this name.
+    pub fn start(name: &'static str, limits: Limits, patience: Duration, tasks: &Tasks) -> Self {
         let ended = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             patience,
@@ -85,7 +87,7 @@ impl<K: Key> FairQueue<K> {
             }),
             ended: Arc::clone(&ended),
         });
-        tokio::spawn(give_turns(Arc::downgrade(&shared), ended));
+        tasks.spawn(name, give_turns(Arc::downgrade(&shared), ended));
         Self(shared)
     }
 
@@ -149,12 +151,16 @@ impl<K: Key> Shared<K> {
             // Whoever does not listen any more has left.
             let _ = waiting.send(Granted::Displaced);
         }
-        let was_alone = state.schedule.waiting() == 1;
-        if was_alone && let Some(served) = state.schedule.take() {
-            return Ok(Place::Turn(Turn {
-                caller: Some(served.caller),
-                queue: Arc::clone(self),
-            }));
+        // Whoever waits already does so because none of the free places is for
+        // it; one of them may be for the newcomer.
+        if let Some(served) = state.schedule.take() {
+            if served.number == ticket.number {
+                return Ok(Place::Turn(Turn {
+                    caller: Some(served.caller),
+                    queue: Arc::clone(self),
+                }));
+            }
+            state.grant(&served);
         }
         let (granted, receiver) = oneshot::channel();
         state.waiting.insert(ticket.number, granted);
@@ -187,13 +193,20 @@ impl<K: Key> Shared<K> {
         let most = state.comeback.turns_in(self.patience);
         state.schedule.let_wait(most);
         while let Some(ticket) = state.schedule.take() {
-            let waiting = state.waiting.remove(&ticket.number);
-            // Whoever leaves is taken off the schedule before it stops to
-            // listen; if it does so at this very moment, the turn ends.
-            let listens = waiting.is_some_and(|waiting| waiting.send(Granted::Turn).is_ok());
-            if !listens {
-                state.schedule.finish(&ticket.caller);
-            }
+            state.grant(&ticket);
+        }
+    }
+}
+
+impl<K: Key> State<K> {
+    /// Gives a turn to whoever waits for it.
+    fn grant(&mut self, ticket: &Ticket<K>) {
+        let waiting = self.waiting.remove(&ticket.number);
+        // Whoever leaves is taken off the schedule before it stops to listen; if
+        // it does so at this very moment, the turn ends.
+        let listens = waiting.is_some_and(|waiting| waiting.send(Granted::Turn).is_ok());
+        if !listens {
+            self.schedule.finish(&ticket.caller);
         }
     }
 }

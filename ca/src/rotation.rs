@@ -19,8 +19,8 @@
 //!   only when the certificate of none is known to need it.
 //! - Before either, nothing was changed for [`SETTLE`], by the monotonic clock
 //!   of the replica that takes the step: by then every replica gives out the
-//!   bundle that is stored, and the report is of after that. A new leader, a
-//!   restart and a leap of the wall clock begin that wait anew.
+//!   bundle that is stored, and a report counts that is of well after the change. A
+//!   new leader, a restart and a leap of the wall clock begin that wait anew.
 //! - Nothing is valid for longer than what signed it; whatever is not valid now
 //!   is not put to use.
 //!
@@ -81,6 +81,9 @@ pub struct Facts {
 pub struct UpstreamFacts {
     /// Whether what signs there may have changed since it last signed for us.
     pub has_changed: bool,
+    /// Whether it is being asked already, or is to be left alone for a while
+    /// because it failed.
+    pub is_asked: bool,
 }
 
 /// What to do next. Each is one write to the store.
@@ -107,16 +110,22 @@ pub enum Step {
     RetireRoot {
         generation: u64,
     },
-    /// A new intermediate below this root, or whatever root the upstream has.
+    /// A new intermediate below this root.
     MakeIntermediate {
         root: u64,
     },
+    /// The upstream is asked to sign again, under whatever root it has.
+    AskUpstream,
     /// It signs from now on, and the one before it goes.
     ActivateIntermediate {
         generation: u64,
     },
     RetireIntermediate {
         generation: u64,
+    },
+    /// Leaves under the root that signs may be good for longer than until now.
+    AllowLeafLife {
+        life: Duration,
     },
     MakeTokenKey,
     ActivateTokenKey {
@@ -144,6 +153,10 @@ pub fn next(slots: &Slots, facts: &Facts) -> Step {
     if slots.active_root().is_none() || slots.active_intermediate().is_none() {
         return Step::Begin;
     }
+    let (allowed, most) = (slots.leaf_life(), facts.lifetimes.max);
+    if allowed.is_none_or(|allowed| allowed < most) {
+        return Step::AllowLeafLife { life: most };
+    }
     // Who cannot sign now cannot wait for a rotation either.
     if let Some(step) = intermediates::next(slots, facts) {
         return step;
@@ -170,13 +183,6 @@ pub fn question(slots: &Slots, facts: &Facts) -> Option<u64> {
 /// itself.
 pub fn wanted_root(slots: &Slots, ordered: Option<u64>) -> u64 {
     roots::wanted(slots, ordered)
-}
-
-impl Step {
-    /// Whether an upstream issuer takes part in it.
-    pub fn asks_upstream(&self) -> bool {
-        matches!(self, Self::Begin | Self::MakeIntermediate { .. })
-    }
 }
 
 impl Facts {

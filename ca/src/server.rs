@@ -18,10 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_runtime::drain;
+use bulkhead_runtime::tasks::Tasks;
 use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::queue::{FairQueue, Limits};
+use crate::queue::{self, FairQueue};
 use crate::service::CaService;
 use crate::serving::ServingTls;
 use crate::workload_tokens::TokenService;
@@ -29,27 +33,19 @@ use calls::Calls;
 use connection::Connection;
 use guests::Guests;
 
+mod allowance;
 mod calls;
 mod connection;
 mod guests;
+mod outbox;
 
 pub use connection::Peer;
 
-/// Strangers: connections that proved nothing yet. With what TLS and HTTP/2 keep
-/// for each they take some 30 MiB.
-const STRANGERS: Limits = Limits {
-    in_service: 768,
-    waiting: 4096,
-    waiting_of_one: 4096,
-};
-/// How long an accepted connection waits for its handshake. Clients give a whole
-/// call ten seconds, so that later would be for nobody.
-const STRANGERS_WAIT: Duration = Duration::from_secs(8);
-/// Connections that had a call with a good token.
-const MAX_GUESTS: usize = 1024;
 /// After a failed accept, which is nearly always a lack of file descriptors:
 /// trying again at once would take a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a lack of room is worth a line in the log.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How many connections wait in the kernel: a cluster that starts all at once
 /// must not be turned away.
 const BACKLOG: u32 = 4096;
@@ -72,22 +68,34 @@ pub struct Server {
     pub certificates: CaService,
     pub tokens: TokenService,
     pub strangers: FairQueue<IpAddr>,
+    pub limits: Limits,
     pub metrics: Metrics,
 }
 
 /// The line in which connections wait for their handshake.
-pub fn strangers() -> FairQueue<IpAddr> {
-    FairQueue::start(STRANGERS, STRANGERS_WAIT)
+pub fn strangers(limits: &Limits, tasks: &Tasks) -> FairQueue<IpAddr> {
+    let line = queue::Limits {
+        in_service: limits.strangers,
+        waiting: limits.connections_waiting,
+        waiting_of_one: limits.connections_waiting,
+    };
+    let name = "the line for handshakes";
+    FairQueue::start(name, line, limits.connection_patience, tasks)
 }
 
 impl Server {
     /// Serves until the drain starts, and then the calls in hand.
     pub async fn serve(self, listener: TcpListener, mut drain: drain::Watch) {
         let calls = Calls::new(self.certificates, self.tokens);
-        let guests = Guests::new(MAX_GUESTS);
+        let guests = Guests::new(self.limits.guests, self.limits.leaving);
+        let mut room = Room::new(self.limits.connections(), self.metrics.clone());
         loop {
+            let accepted = async {
+                let place = room.place().await;
+                listener.accept().await.map(|accepted| (accepted, place))
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accepted => accepted,
                 () = drain.started() => {
                     // The port is free before anybody hears that the drain is done.
                     drop(listener);
@@ -95,24 +103,71 @@ impl Server {
                 }
             };
             match accepted {
-                Ok((stream, client)) => {
+                Ok(((stream, client), place)) => {
                     let connection = Connection {
                         client: canonical(client),
                         calls: calls.clone(),
                         tls: Arc::clone(&self.tls),
                         strangers: self.strangers.clone(),
                         guests: guests.clone(),
+                        limits: self.limits,
                         metrics: self.metrics.clone(),
                         drain: drain.clone(),
+                        _place: place,
                     };
                     tokio::spawn(connection.serve(stream));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
+                    self.metrics.accept_failures.inc();
+                    if room.says_so() {
+                        tracing::warn!(%error, "accepting a connection failed; it is tried again all the time");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+    }
+}
+
+/// All the connections that there may be. More wait in the kernel.
+struct Room {
+    places: Arc<Semaphore>,
+    metrics: Metrics,
+    said: Option<Instant>,
+}
+
+impl Room {
+    fn new(connections: usize, metrics: Metrics) -> Self {
+        metrics.connection_limit(connections);
+        Self {
+            places: Arc::new(Semaphore::new(connections)),
+            metrics,
+            said: None,
+        }
+    }
+
+    /// Waits for a place.
+    async fn place(&mut self) -> OwnedSemaphorePermit {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return place;
+        }
+        self.metrics.connections_held_back.inc();
+        if self.says_so() {
+            tracing::warn!(
+                "all connections that this CA may have are open; more wait in the kernel until one ends"
+            );
+        }
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        place.expect("the semaphore is never closed")
+    }
+
+    /// Whether it is time for a line in the log again.
+    fn says_so(&mut self) -> bool {
+        let is_time = self.said.is_none_or(|said| said.elapsed() >= SAY_EVERY);
+        if is_time {
+            self.said = Some(Instant::now());
+        }
+        is_time
     }
 }
 

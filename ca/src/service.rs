@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::admission::Admission;
 use crate::audit::{Record, RequestId};
 use crate::authenticate::AuthenticationError;
+use crate::authenticate::certificate::Succession;
 use crate::claims::Claims;
 use crate::config::Lifetimes;
 use crate::issuer::{IssueError, Issued, Issuer};
@@ -44,10 +45,14 @@ impl CaService {
         request: CertificateRequest,
         record: &mut Record,
     ) -> Result<Issued, Refusal> {
-        let caller = self.admission.authenticate(metadata, peer, record).await?;
+        let admission = &self.admission;
+        let caller = admission
+            .authenticate_renewal(metadata, peer, record)
+            .await?;
         let wanted = request.on_behalf_of.as_deref();
         let subject = self.node_proxies.subject(&caller, wanted)?;
-        let turn = self.admission.turn(&caller, subject.id().as_str(), record);
+        record.asks_for(subject.id());
+        let turn = admission.turn(&caller, subject.id().as_str(), record);
         let _turn = turn.await?;
         let csr = ParsedCsr::from_pem(&request.csr)?;
         let vetted = vet(&subject, &csr)?;
@@ -55,22 +60,33 @@ impl CaService {
         if let Some(bundle) = record.claims().bundle() {
             self.issuer.claimed(vetted.holder(), bundle);
         }
-        let issued = self
-            .issuer
-            .issue(&vetted, wish.min(self.lifetimes.max))
-            .await?;
-        self.check(&issued, &vetted)?;
+        let succession = caller.succession();
+        let most = succession.map_or(self.lifetimes.max, |next| {
+            next.lifetime.min(self.lifetimes.max)
+        });
+        let issued = self.issuer.issue(&vetted, wish.min(most)).await?;
+        self.check(&issued, &vetted, succession)?;
         Ok(issued)
     }
 
     /// Whatever the issuer is, and whatever became of it: what leaves here is
     /// for the caller, for its key, and for no longer than allowed.
-    fn check(&self, issued: &Issued, vetted: &VettedCsr) -> Result<(), Refusal> {
+    fn check(
+        &self,
+        issued: &Issued,
+        vetted: &VettedCsr,
+        succession: Option<&Succession>,
+    ) -> Result<(), Refusal> {
         let svid = &issued.svid;
         let remaining = svid.not_after().duration_since(self.clock.now());
+        let is_within = |next: &Succession| {
+            let validity = svid.not_after().duration_since(svid.not_before());
+            validity.is_ok_and(|validity| validity <= next.validity)
+        };
         let as_vetted = svid.id() == vetted.id()
             && svid.is_for(vetted.public_key())
-            && remaining.is_ok_and(|remaining| remaining <= self.lifetimes.max);
+            && remaining.is_ok_and(|remaining| remaining <= self.lifetimes.max)
+            && succession.is_none_or(is_within);
         as_vetted.then_some(()).ok_or(Refusal::NotAsVetted)
     }
 }
@@ -136,7 +152,7 @@ impl Refusal {
             Self::Authentication(error) => error.reason(),
             Self::Csr(error) => csr_reason(error),
             Self::Vet(error) => error.reason(),
-            Self::Issue(_) => "issuer_failed",
+            Self::Issue(error) => error.reason(),
             Self::NotAsVetted => "issued_not_as_vetted",
             Self::Audience(_) => "token_audience",
             Self::Token(_) | Self::Bundle(_) => "issuer_failed",

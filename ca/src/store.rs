@@ -1,21 +1,26 @@
 //! Where keys and certificates are kept: a directory ([`directory`]) or a
-//! Kubernetes Secret ([`secret`]), behind one trait.
+//! Kubernetes Secret ([`secret`]), behind one trait. Neither is waited for for ever
+//! ([`deadline`]).
 //!
 //! A store holds a handful of small files that change together: whoever reads
 //! sees all of one version or all of another. Whoever writes says which version
 //! it read before, so that of two replicas one is told that it was overtaken.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bulkhead_pki::authority::AuthorityError;
 use bulkhead_pki::bundle::BundleError;
 use bulkhead_pki::bundle::document::DocumentError;
 use bulkhead_pki::certificate::CertificateError;
 use bulkhead_pki::key::KeyError;
+use bulkhead_pki::serving::ServingError;
 use zeroize::Zeroizing;
 
+pub mod deadline;
 pub mod directory;
 pub mod secret;
 
@@ -38,6 +43,12 @@ pub trait Store: Send + Sync + 'static {
     /// that nothing was.
     async fn write(&self, files: &Files, previous: Option<&Version>)
     -> Result<Written, StoreError>;
+
+    /// Resolves when what is there may have changed; never, where nobody says so.
+    /// Whoever follows looks now and then all the same.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
 }
 
 /// Files, and the version that they are.
@@ -70,8 +81,14 @@ pub enum Written {
 pub enum StoreError {
     #[error("the CA's store lacks {0}: was a part of it deleted?")]
     Missing(String),
-    #[error("the CA's store was emptied while it was in use")]
+    #[error(
+        "the CA's store was emptied while it was in use: restore it from a backup; until then no replica begins another CA by itself"
+    )]
     Vanished,
+    #[error(
+        "there is no Secret {name}, and root {root} of this CA still signs, as the CertificateAuthority says: workloads trust that root and would trust nothing of a new one. Restore the Secret from a backup. Only to give up that root: end all replicas of the CA, `kubectl delete certificateauthority bulkhead`, start them, and restart all workloads"
+    )]
+    Lost { name: String, root: u32 },
     #[error("using {path} in the CA's directory failed: {error}")]
     Directory {
         path: PathBuf,
@@ -86,6 +103,14 @@ pub enum StoreError {
         mode: u32,
         wanted: u32,
     },
+    #[error(
+        "{link} is gone, and a CA was kept here: put the link back{}, or restore the directory; to begin a new CA, which no workload trusts yet, move the directory away",
+        restored_by(.version.as_deref())
+    )]
+    Unlinked {
+        link: PathBuf,
+        version: Option<PathBuf>,
+    },
     #[error("using the Secret {name} failed: {error}")]
     Secret {
         name: String,
@@ -96,6 +121,10 @@ pub enum StoreError {
         "the ClusterRole that is to own the CA's Secret (BULKHEAD_CA_OWNER) is gone or being deleted: Bulkhead is being uninstalled, or the name is wrong"
     )]
     Uninstalling,
+    #[error(
+        "the CA's store did not answer within {0:?}: is the API server or the disk overloaded, or the way to it broken?"
+    )]
+    Silent(Duration),
     #[error("{0} in the CA's store is not text")]
     NotText(String),
     #[error("the CA's store holds roots that cannot be used: {0}")]
@@ -106,6 +135,8 @@ pub enum StoreError {
     Key(#[from] KeyError),
     #[error("the CA's certificates and keys do not fit together: {0}")]
     Authority(#[from] AuthorityError),
+    #[error("the CA's own server certificate in the store cannot be used: {0}")]
+    Serving(#[from] ServingError),
     #[error("the CA's store holds a state.json that cannot be read: {0}")]
     State(#[source] serde_json::Error),
     #[error("{0} in the CA's store is not what state.json says: was it replaced by hand?")]
@@ -114,4 +145,12 @@ pub enum StoreError {
     NothingSigns,
     #[error("writing the trust bundle failed: {0}")]
     Document(#[from] DocumentError),
+}
+
+/// How the link to a version is put back, if there is one.
+fn restored_by(version: Option<&Path>) -> String {
+    let name = version
+        .and_then(Path::file_name)
+        .map(OsStr::to_string_lossy);
+    name.map_or_else(String::new, |name| format!(" (ln -s {name} current)"))
 }

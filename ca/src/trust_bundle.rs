@@ -11,7 +11,10 @@
 //! ```
 //!
 //! Every replica does it, because what they apply is the same and applying it
-//! twice changes nothing. A ConfigMap that is right is not written.
+//! twice changes nothing. A ConfigMap that is right is not written. Nor is one that
+//! says that it is newer than what this replica knows, which may be behind, until
+//! the CA's store, which is written before any ConfigMap, was seen to know nothing
+//! of it; and what was looked at is written only if nobody wrote in between.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -38,7 +41,7 @@ pub mod cluster;
 mod contents;
 mod places;
 
-use self::contents::Contents;
+use self::contents::{Contents, Verdict, sequence_of};
 
 /// The key of the roots in the ConfigMap.
 pub const KEY: &str = "ca.crt";
@@ -52,6 +55,9 @@ const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-l
 /// Writes at once. An API server takes some hundred a second from eight, so
 /// that a thousand namespaces take seconds, and nobody else waits for long.
 const AT_ONCE: usize = 8;
+/// The version that no object has: what is applied with it is made, and never
+/// replaces anything. etcd counts from 1, which is itself empty.
+const OF_NOTHING: &str = "1";
 /// How long the API server may take for one.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -63,6 +69,10 @@ pub struct Publisher {
     pub owner: Owner,
     /// The SPIFFE bundle document, and every change of it.
     pub document: watch::Receiver<Arc<str>>,
+    /// When the last look at the store began that succeeded.
+    pub store_seen: watch::Receiver<Instant>,
+    /// Whether another CA is in the store, whose replicas publish.
+    pub replaced: watch::Receiver<bool>,
     pub metrics: Metrics,
 }
 
@@ -78,6 +88,8 @@ struct Wanted {
 enum Outcome {
     /// The ConfigMap as it is now.
     Written(Box<ConfigMap>),
+    /// Somebody wrote since it was looked at.
+    Overtaken,
     /// There is nothing to do, because Bulkhead is being uninstalled.
     Uninstalling,
     Failed(String),
@@ -99,13 +111,27 @@ impl Publisher {
             return;
         };
         loop {
-            while writes.len() < AT_ONCE
-                && let Some(namespace) = places.next(Instant::now(), |found| wanted.is(found))
+            let is_replaced = *self.replaced.borrow_and_update();
+            // Asked for first: what a look showed is in the bundle when it is said that
+            // there was one.
+            let seen = *self.store_seen.borrow();
+            if self
+                .document
+                .has_changed()
+                .is_ok_and(|has_changed| has_changed)
             {
-                writes.push(self.write(namespace, wanted.clone(), noticed));
+                self.adopt(&mut wanted, &mut places);
+            }
+            while !is_replaced
+                && writes.len() < AT_ONCE
+                && let Some(namespace) =
+                    places.next(Instant::now(), seen, |found| wanted.judge(found))
+            {
+                let version = places.version(&namespace);
+                writes.push(self.write(namespace, version, wanted.clone(), noticed));
             }
             self.metrics.trust_bundles.set(places.right());
-            let wake = places.wake();
+            let wake = places.wake().filter(|_| !is_replaced);
             tokio::select! {
                 event = namespaces.next() => match event {
                     Some(Ok(event)) => places.namespace(event, is_served),
@@ -126,15 +152,19 @@ impl Publisher {
                     let written = self.note(&namespace, outcome);
                     places.finished(&namespace, written, Instant::now());
                 }
-                Ok(()) = self.document.changed() => {
-                    if let Some(changed) = self.wanted() {
-                        wanted = changed;
-                        places.all_due();
-                    }
-                }
+                Ok(()) = self.document.changed() => self.adopt(&mut wanted, &mut places),
+                Ok(()) = self.store_seen.changed() => places.newer_due(),
+                Ok(()) = self.replaced.changed() => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 () = drain.started() => return,
             }
+        }
+    }
+
+    fn adopt(&mut self, wanted: &mut Wanted, places: &mut Places) {
+        if let Some(changed) = self.wanted() {
+            *wanted = changed;
+            places.all_due();
         }
     }
 
@@ -146,11 +176,13 @@ impl Publisher {
         })
     }
 
-    /// Applies the ConfigMap in a namespace. `noticed` is when the last one was
-    /// seen to be missing.
+    /// Applies the ConfigMap in a namespace, where it is still of this version or,
+    /// without one, still missing. `noticed` is when the last one was seen to be
+    /// missing.
     fn write(
         &self,
         namespace: String,
+        version: Option<String>,
         wanted: Wanted,
         noticed: Instant,
     ) -> impl Future<Output = (String, Outcome)> + use<> {
@@ -163,6 +195,7 @@ impl Publisher {
                 };
                 let mut object = wanted.object();
                 object.metadata.owner_references = Some(owners).filter(|all| !all.is_empty());
+                object.metadata.resource_version = version.or_else(|| Some(OF_NOTHING.to_owned()));
                 let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
                 let parameters = PatchParams::apply(FIELD_MANAGER).force();
                 let patch = Patch::Apply(&object);
@@ -171,6 +204,7 @@ impl Publisher {
             };
             let outcome = match timeout(DEADLINE, apply()).await {
                 Ok(Ok(outcome)) => outcome,
+                Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Outcome::Overtaken,
                 Ok(Err(error)) => Outcome::Failed(error.to_string()),
                 Err(_) => Outcome::Failed(format!("no answer within {DEADLINE:?}")),
             };
@@ -186,7 +220,7 @@ impl Publisher {
                 tracing::info!(namespace, config_map = self.name, "wrote the trust bundle");
                 Some(*config_map)
             }
-            Outcome::Uninstalling => None,
+            Outcome::Overtaken | Outcome::Uninstalling => None,
             Outcome::Failed(error) => {
                 self.metrics.trust_bundle_failures.inc();
                 tracing::error!(
@@ -226,22 +260,30 @@ impl Wanted {
     }
 
     fn data(&self) -> BTreeMap<String, String> {
-        let Contents { roots, document } = &self.contents;
+        let (roots, document) = (&self.contents.roots, &self.contents.document);
         [(KEY, roots), (DOCUMENT_KEY, document)]
             .map(|(key, value)| (key.to_owned(), value.to_string()))
             .into()
     }
 
     /// Whether a ConfigMap is as it should be. What others add to it is theirs.
-    fn is(&self, found: &ConfigMap) -> bool {
+    fn judge(&self, found: &ConfigMap) -> Verdict {
         let has = found.metadata.labels.as_ref();
         let data = found.data.as_ref();
         let is_right = |(key, value)| data.and_then(|data| data.get(key)) == Some(value);
-        self.data().iter().all(is_right)
-            && self.owner.is_named_by(&found.metadata)
+        if !self.data().iter().all(is_right) {
+            let document = data.and_then(|data| data.get(DOCUMENT_KEY));
+            let stored = document.and_then(|document| sequence_of(document));
+            return self.contents.beside(stored);
+        }
+        let is_ours = self.owner.is_named_by(&found.metadata)
             && labels()
                 .iter()
-                .all(|(name, value)| has.and_then(|has| has.get(name)) == Some(value))
+                .all(|(name, value)| has.and_then(|has| has.get(name)) == Some(value));
+        match is_ours {
+            true => Verdict::Right,
+            false => Verdict::Wrong,
+        }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Who signs above us, where the mesh's root is somebody else's.
 //!
 //! ```text
-//!  issuer ─ sign_intermediate ─▶ Upstream ─┬─ a directory of PEM files
-//!         └ sign_leaf ─────────▶           ├─ cert-manager
-//!                                          └─ Vault
+//!  issuer ─ sign_intermediate ─▶ measured ─▶ Upstream ─┬─ a directory of PEM files
+//!         ├ sign_leaf ─────────▶                       ├─ cert-manager
+//!         └ sign_serving ──────▶                       └─ Vault
 //! ```
 //!
 //! An upstream signs our intermediate, which then signs everything else, or it
-//! signs each leaf. Whatever it answers is checked by [`answer`] before
-//! anybody relies on it. One that fails stops nothing: what is there signs on,
-//! and the failure is a word of [`Reason`] in metrics and the status.
+//! signs each leaf and this server's own certificate. Whatever it answers is
+//! checked by [`answer`] before anybody relies on it. One that fails stops
+//! nothing: what is there signs on, and the failure is a word of [`Reason`] in
+//! metrics ([`measured`]) and the status.
 //!
 //! To add one: a file below that implements [`Upstream`], and its form in the
 //! settings.
@@ -20,13 +21,17 @@ use std::time::Duration;
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::bundle::Roots;
 use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::elsewhere::Signed;
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::{ServerName, ServingCertificate};
+use bulkhead_pki::svid::SvidChain;
 
 use crate::vet::VettedCsr;
 
 pub mod answer;
 pub mod cert_manager;
 pub mod files;
+pub mod measured;
 pub mod vault;
 
 /// Another CA, which signs for this one.
@@ -50,11 +55,27 @@ pub trait Upstream: Send + Sync + 'static {
         &self,
         csr: &VettedCsr,
         lifetime: Duration,
-    ) -> Result<SignedChain, UpstreamError>;
+    ) -> Result<Signed<SvidChain>, UpstreamError>;
+
+    /// Signs a certificate for this server itself, with a new key, where it is
+    /// the upstream that signs each leaf. It may be valid for less than
+    /// `lifetime`.
+    async fn sign_serving(
+        &self,
+        names: &[ServerName],
+        lifetime: Duration,
+    ) -> Result<SignedServing, UpstreamError>;
+
+    /// Names what signs there, as far as that is known without asking: where it
+    /// is another than the last time, it is worth asking.
+    fn origin(&self) -> String;
 
     /// Resolves when what signs there has changed, such as a replaced file;
     /// never, where the upstream cannot tell.
     async fn changed(&self);
+
+    /// Removes what requests left behind there that nobody waits for any more.
+    async fn tidy(&self) {}
 }
 
 /// What an upstream gave.
@@ -63,6 +84,14 @@ pub struct SignedChain {
     /// What was asked for first, then each signer of the one before, without
     /// the root.
     pub chain: Vec<Certificate>,
+    /// Who vouches for it. The root that the chain ends in is the first.
+    pub roots: Roots,
+}
+
+/// This server's own certificate, signed by an upstream.
+#[derive(Clone, Debug)]
+pub struct SignedServing {
+    pub certificate: ServingCertificate,
     /// Who vouches for it. The root that the chain ends in is the first.
     pub roots: Roots,
 }
@@ -119,6 +148,8 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Self; 3] = [Self::Unreachable, Self::Refused, Self::Unusable];
+
     /// A stable word for status and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

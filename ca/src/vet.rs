@@ -7,7 +7,7 @@ use bulkhead_pki::key::PublicKey;
 use crate::node_proxy::Subject;
 
 /// A request that asks for exactly the identity that it may, or for nothing. Only
-/// [`vet`] makes one.
+/// [`vet`] makes one for a caller.
 #[derive(Clone, Debug)]
 pub struct VettedCsr {
     id: SpiffeId,
@@ -16,6 +16,15 @@ pub struct VettedCsr {
 }
 
 impl VettedCsr {
+    /// A request of nobody's, to see what becomes of one.
+    pub(crate) fn trial(id: SpiffeId, csr: ParsedCsr) -> Self {
+        Self {
+            holder: id.to_string(),
+            id,
+            csr,
+        }
+    }
+
     /// The identity to issue.
     pub fn id(&self) -> &SpiffeId {
         &self.id
@@ -60,7 +69,7 @@ pub fn vet(subject: &Subject, csr: &ParsedCsr) -> Result<VettedCsr, VetError> {
 fn holder(subject: &Subject) -> String {
     match subject.caller().pod() {
         Some(pod) => format!("{} {}", subject.id(), pod.name),
-        None => subject.id().to_string(),
+        None => format!("{} ({})", subject.id(), subject.caller().instance()),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::jwt::{Audiences, Claims, JwtAuthorities, JwtError};
 use bulkhead_proto::workload_tokens::{
@@ -40,6 +41,26 @@ pub struct TokenService {
     pub trust_domain: TrustDomain,
     pub clock: Clock,
     pub metrics: Metrics,
+    pub keys: KnownKeys,
+}
+
+/// The key set of the bundle document that there was last: reading one takes
+/// longer than all the rest of a call for it.
+#[derive(Debug, Default)]
+pub struct KnownKeys(ArcSwapOption<(Arc<str>, String)>);
+
+impl KnownKeys {
+    fn of(&self, trust_domain: &TrustDomain, document: &Arc<str>) -> Result<String, JwtError> {
+        if let Some(known) = &*self.0.load()
+            && Arc::ptr_eq(&known.0, document)
+        {
+            return Ok(known.1.clone());
+        }
+        let keys = authorities(trust_domain, document)?.to_json();
+        let known = (Arc::clone(document), keys.clone());
+        self.0.store(Some(Arc::new(known)));
+        Ok(keys)
+    }
 }
 
 /// A signed token, and what is noted of it.
@@ -69,7 +90,7 @@ impl TokenService {
             0 => DEFAULT_LIFETIME,
             seconds => Duration::from_secs(seconds.into()).clamp(MIN_LIFETIME, MAX_LIFETIME),
         };
-        let key = self.issuer.jwt_signer();
+        let key = self.issuer.jwt_signer()?;
         let issued_at = self.clock.now();
         let claims = Claims {
             id: caller.id(),
@@ -92,9 +113,11 @@ impl TokenService {
         peer: &Peer,
         record: &mut Record,
     ) -> Result<String, Refusal> {
-        self.admission.authenticate(metadata, peer, record).await?;
+        let caller = self.admission.authenticate(metadata, peer, record).await?;
+        let turn = self.admission.turn(&caller, caller.id().as_str(), record);
+        let _turn = turn.await?;
         let document = self.issuer.bundle_document().borrow().clone();
-        Ok(authorities(&self.trust_domain, &document)?.to_json())
+        Ok(self.keys.of(&self.trust_domain, &document)?)
     }
 }
 

@@ -3,24 +3,81 @@
 //!
 //! Of each pod its UID is kept, which is all that the cache of reviews asks for;
 //! where node proxies are served, also where it runs and as whom.
+//!
+//! A watch that is stalled looks like one to which nothing happens. So the API
+//! server ends ours each ten seconds, and what was not heard of for a little longer,
+//! by a new watch, an event or a bookmark, counts for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bulkhead_runtime::drain;
 use futures::{Stream, TryStreamExt as _};
+use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Pod as KubePod;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use tokio::time::Instant;
 
 use super::Pod;
 
+/// After how many seconds the API server ends a watch, so that it is begun again.
+const WATCH_SECONDS: u32 = 10;
+/// How long a watch may be silent: it ends, and another begins.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+
 /// What is known of the cluster's pods.
 #[derive(Debug, Default)]
-pub struct Pods(Mutex<State>);
+pub struct Pods {
+    state: Mutex<State>,
+    heard: Heard,
+}
+
+/// When the API server was heard of last.
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<Option<Instant>>>);
+
+impl Heard {
+    fn now(&self) {
+        *self.lock() = Some(Instant::now());
+    }
+
+    fn is_recent(&self) -> bool {
+        self.lock()
+            .is_some_and(|heard| heard.elapsed() < LONGEST_SILENCE)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client all of whose good answers are noted, and every piece of them: the
+    /// watcher tells of events and keeps bookmarks, and new watches, to itself.
+    fn through(&self, client: Client) -> Client {
+        let namespace = client.default_namespace().to_owned();
+        let heard = self.clone();
+        let noting = tower::service_fn(move |request| {
+            let (client, heard) = (client.clone(), heard.clone());
+            async move {
+                let answer = client.send(request).await?;
+                if answer.status().is_success() {
+                    heard.now();
+                }
+                Ok::<_, kube::Error>(answer.map(|body| {
+                    body.map_frame(move |frame| {
+                        heard.now();
+                        frame
+                    })
+                }))
+            }
+        });
+        Client::new(noting, namespace)
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -52,16 +109,17 @@ impl Pods {
     /// Whether a pod is there, is not being deleted, and nothing of that can have
     /// changed unnoticed.
     pub fn is_alive(&self, uid: &str) -> bool {
-        let state = self.state();
-        state.in_sync && state.by_uid.contains_key(uid)
+        self.state().by_uid.contains_key(uid) && self.is_current()
     }
 
     /// The node of a pod that is exactly this one and runs as this account.
     pub fn node_of(&self, pod: &Pod, namespace: &str, service_account: &str) -> Option<String> {
+        if !self.is_current() {
+            return None;
+        }
         let state = self.state();
         let place = state.by_uid.get(&pod.uid)?.place.as_ref()?;
-        let is_it = state.in_sync
-            && place.lives
+        let is_it = place.lives
             && place.name == pod.name
             && place.namespace == namespace
             && place.service_account == service_account;
@@ -70,29 +128,36 @@ impl Pods {
 
     /// Whether a pod of this account runs on a node.
     pub fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+        if !self.is_current() {
+            return false;
+        }
         let state = self.state();
         let mut places = state.by_uid.values().filter_map(|pod| pod.place.as_ref());
-        state.in_sync
-            && places.any(|place| {
-                place.lives
-                    && place.node == node
-                    && place.namespace == namespace
-                    && place.service_account == service_account
-            })
+        places.any(|place| {
+            place.lives
+                && place.node == node
+                && place.namespace == namespace
+                && place.service_account == service_account
+        })
+    }
+
+    /// Whether all that happened is known, as far as can be told.
+    fn is_current(&self) -> bool {
+        self.state().in_sync && self.heard.is_recent()
     }
 
     /// Watches the names of pods, until the drain starts.
     pub async fn follow_names(&self, client: Client, drain: drain::Watch) {
-        let pods = Api::<PartialObjectMeta<KubePod>>::all(client);
-        let events = watcher(pods, watcher::Config::default());
+        let pods = Api::<PartialObjectMeta<KubePod>>::all(self.heard.through(client));
+        let events = watcher(pods, watcher::Config::default().timeout(WATCH_SECONDS));
         let events = events.map_ok(|event| map(event, name_of));
         self.follow(events.default_backoff(), drain).await;
     }
 
     /// Watches pods with where they run, until the drain starts.
     pub async fn follow_places(&self, client: Client, drain: drain::Watch) {
-        let pods = Api::<KubePod>::all(client);
-        let events = watcher(pods, watcher::Config::default());
+        let pods = Api::<KubePod>::all(self.heard.through(client));
+        let events = watcher(pods, watcher::Config::default().timeout(WATCH_SECONDS));
         let events = events.map_ok(|event| map(event, place_of));
         self.follow(events.default_backoff(), drain).await;
     }
@@ -146,7 +211,7 @@ impl Pods {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -231,7 +296,13 @@ pub(crate) mod tests {
             pods.apply(Event::InitApply(seen));
         }
         pods.apply(Event::InitDone);
+        pods.heard.now();
         pods
+    }
+
+    /// One of them is deleted.
+    pub(crate) fn delete(pods: &Pods, uid: &str) {
+        pods.apply(Event::Delete(pod(uid, "any", "one", "Running")));
     }
 
     #[test]
@@ -256,5 +327,67 @@ pub(crate) mod tests {
         pods.apply(Event::InitDone);
         assert!(pods.is_alive("c"));
         assert!(!pods.is_alive("o"), "it was deleted meanwhile");
+    }
+
+    /// An API server that lists one pod, and whose watches end after ten seconds
+    /// as asked, or, once it is stalled, never.
+    #[derive(Clone, Default)]
+    struct ApiServer {
+        is_stalled: Arc<std::sync::atomic::AtomicBool>,
+    }
+
+    impl ApiServer {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let service = tower::service_fn(move |request: hyper::Request<_>| {
+                let (server, query) = (server.clone(), request.uri().query().map(str::to_owned));
+                async move { Ok::<_, std::convert::Infallible>(server.answer(query).await) }
+            });
+            Client::new(service, "default")
+        }
+
+        async fn answer(
+            &self,
+            query: Option<String>,
+        ) -> hyper::Response<http_body_util::Full<hyper::body::Bytes>> {
+            let query = query.unwrap_or_default();
+            if self.is_stalled.load(std::sync::atomic::Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            if query.contains("watch=true") {
+                assert!(query.contains("timeoutSeconds=10"), "{query}");
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                return hyper::Response::new(Default::default());
+            }
+            let list = json!({
+                "apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"},
+                "items": [{"metadata": {"name": "cart-0", "namespace": "shop", "uid": "c"}}],
+            });
+            hyper::Response::new(list.to_string().into_bytes().into())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_stalled_watch_said_last_counts_for_nothing() {
+        let (server, pods) = (ApiServer::default(), Arc::new(Pods::default()));
+        let (_trigger, drain) = drain::channel();
+        let (followed, client) = (Arc::clone(&pods), server.client());
+        tokio::spawn(async move { followed.follow_names(client, drain).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(pods.is_alive("c"));
+        // Nothing happens, and it is heard that nothing happens.
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            assert!(pods.is_alive("c"));
+        }
+        let stalled = &server.is_stalled;
+        stalled.store(true, std::sync::atomic::Ordering::SeqCst);
+        tokio::time::sleep(LONGEST_SILENCE + Duration::from_secs(10)).await;
+        assert!(!pods.is_alive("c"));
+        let cart = Pod {
+            name: "cart-0".into(),
+            uid: "c".into(),
+        };
+        assert_eq!(pods.node_of(&cart, "shop", "cart"), None);
     }
 }

@@ -97,7 +97,7 @@ impl ReviewCache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pods::tests::cluster;
+    use super::super::pods::tests::{cluster, delete};
     use super::*;
     use bulkhead_core::sidecar::default_trust_domain;
     use std::time::UNIX_EPOCH;
@@ -110,7 +110,8 @@ mod tests {
             uid: uid.into(),
         };
         let name = "system:serviceaccount:shop:cart";
-        Caller::service_account(&default_trust_domain(), name, Some(pod), true, "test").unwrap()
+        let source = super::super::Source::TokenReview;
+        Caller::service_account(&default_trust_domain(), name, Some(pod), true, source).unwrap()
     }
 
     fn cache() -> ReviewCache {
@@ -141,6 +142,16 @@ mod tests {
     fn an_answer_dies_with_its_pod() {
         let (cache, now) = (cache(), UNIX_EPOCH + Duration::from_secs(1_000_000));
         let expires = Some(now + LIFETIME);
+        for (token, uid) in [([2; 32], "c"), ([3; 32], "o")] {
+            cache.put(token, &caller(uid), expires, now);
+            assert!(cache.get(&token, now).is_some());
+        }
+        delete(&cache.pods, "c");
+        assert!(cache.get(&[2; 32], now).is_none());
+        assert!(cache.get(&[3; 32], now).is_some(), "another's stays");
+        // A review that began before it ended after.
+        cache.put([2; 32], &caller("c"), expires, now);
+        assert!(cache.get(&[2; 32], now).is_none());
         cache.put(
             [1; 32],
             &caller("a pod that the watch never showed"),

@@ -20,12 +20,8 @@ use tokio::sync::Semaphore;
 
 use super::review_cache::{ReviewCache, TokenHash};
 use super::unverified::Unverified;
-use super::{Authenticate, AuthenticationError, Caller, Pod};
+use super::{Authenticate, AuthenticationError, Caller, Pod, Source};
 use crate::config::TokenRules;
-
-/// How long the API server may take. A client's own deadline is ten seconds or
-/// more, so that there is time for an answer that says so.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How many reviews run at once. More would not be faster, and would take the
 /// API server from everybody else when a whole cluster starts.
@@ -56,6 +52,7 @@ struct Reviews {
     trust_domain: TrustDomain,
     rules: TokenRules,
     places: Semaphore,
+    deadline: Duration,
     clock: Clock,
 }
 
@@ -67,6 +64,7 @@ impl TokenReviewer {
         trust_domain: TrustDomain,
         rules: TokenRules,
         cache: Option<ReviewCache>,
+        deadline: Duration,
         clock: Clock,
     ) -> Self {
         Self {
@@ -75,6 +73,7 @@ impl TokenReviewer {
                 trust_domain,
                 rules,
                 places: Semaphore::new(MAX_IN_FLIGHT),
+                deadline,
                 clock: clock.clone(),
             }),
             cache,
@@ -132,7 +131,7 @@ impl Reviews {
         };
         // When all callers go away this future is dropped, and the request to the
         // API server with it.
-        let answer = tokio::time::timeout(DEADLINE, asked)
+        let answer = tokio::time::timeout(self.deadline, asked)
             .await
             .map_err(|_| AuthenticationError::ReviewTimeout)?
             .map_err(|error| AuthenticationError::Review(Box::new(error)))?;
@@ -192,7 +191,7 @@ fn judge(
         &user.username.unwrap_or_default(),
         pod,
         !rules.allow_without_pod,
-        "token-review",
+        Source::TokenReview,
     )?;
     Ok(caller.on_node(only(&extra, NODE_NAME)))
 }
@@ -210,6 +209,9 @@ fn only(extra: &BTreeMap<String, Vec<String>>, key: &str) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod stalled;
 
 #[cfg(test)]
 mod tests {

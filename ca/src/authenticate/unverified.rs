@@ -1,5 +1,6 @@
-//! What a token says before anybody has verified it: enough to explain a refusal
-//! and to know when a token ends that somebody else found good.
+//! What a token says before anybody has verified it: enough to know whom to ask
+//! about it, to explain a refusal, and to know when a token ends that somebody
+//! else found good.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Unverified {
+    iss: Option<String>,
     exp: Option<u64>,
     nbf: Option<u64>,
 }
@@ -23,6 +25,10 @@ impl Unverified {
             serde_json::from_slice(&claims).ok()
         };
         claims().unwrap_or_default()
+    }
+
+    pub(super) fn issuer(&self) -> Option<&str> {
+        self.iss.as_deref()
     }
 
     pub(super) fn expires(&self) -> Option<SystemTime> {

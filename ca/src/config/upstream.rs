@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bulkhead_core::settings::Settings;
 
 use super::name;
+use crate::issuer::status::UpstreamSigns;
 use crate::upstream::cert_manager::IssuerRef;
 use crate::upstream::vault::{VaultAuthentication, VaultSettings};
 
@@ -15,6 +16,7 @@ const VAULT_TOKEN: &str = "/var/run/secrets/bulkhead-vault/token";
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
     pub source: UpstreamSource,
+    pub signs: UpstreamSigns,
     /// The roots to trust, where the upstream's answers do not reach up to them.
     pub roots_file: Option<PathBuf>,
 }
@@ -38,11 +40,18 @@ impl UpstreamConfig {
     pub(super) fn needs_api_server(&self) -> bool {
         matches!(self.source, UpstreamSource::CertManager { .. })
     }
+
+    /// Whether it signs only for requests that say whom they are for.
+    pub(super) fn needs_names(&self) -> bool {
+        self.signs == UpstreamSigns::Leaf && self.needs_api_server()
+    }
 }
 
 /// Reads all of it; none where the CA has a root of its own.
 pub(super) fn read(settings: &Settings<'_>) -> Option<UpstreamConfig> {
     let text = settings.text(name::UPSTREAM)?;
+    let signs = settings.parsed(name::UPSTREAM_SIGNS, read_signs);
+    let signs = signs.unwrap_or_default();
     let reject = |problem: &str| {
         settings.reject(name::UPSTREAM, problem);
         None
@@ -64,7 +73,7 @@ pub(super) fn read(settings: &Settings<'_>) -> Option<UpstreamConfig> {
                 ca_file: settings.text(name::VAULT_CA_FILE).map(PathBuf::from),
                 namespace: settings.text(name::VAULT_NAMESPACE),
                 mount: settings.or(name::VAULT_MOUNT, "pki".to_owned()),
-                role: None,
+                role: read_vault_role(settings, signs),
                 authentication: read_vault_authentication(settings),
             }),
             Err(error) => return reject(&format!("names no Vault: {url:?} {error}")),
@@ -77,8 +86,28 @@ pub(super) fn read(settings: &Settings<'_>) -> Option<UpstreamConfig> {
     };
     Some(UpstreamConfig {
         source,
+        signs,
         roots_file: settings.text(name::UPSTREAM_ROOTS).map(PathBuf::from),
     })
+}
+
+fn read_signs(text: &str) -> Result<UpstreamSigns, String> {
+    let known = [UpstreamSigns::Intermediate, UpstreamSigns::Leaf];
+    let signs = known.into_iter().find(|signs| signs.as_str() == text);
+    signs.ok_or_else(|| format!("is {text:?}, and intermediate or leaf is expected"))
+}
+
+/// The role by which Vault signs leaves, if it is to.
+fn read_vault_role(settings: &Settings<'_>, signs: UpstreamSigns) -> Option<String> {
+    let role = settings.text(name::VAULT_ROLE);
+    if signs == UpstreamSigns::Leaf && role.is_none() {
+        settings.reject(
+            name::VAULT_ROLE,
+            "must name the role of the PKI engine that signs leaves, because \
+             BULKHEAD_CA_UPSTREAM_SIGNS is leaf",
+        );
+    }
+    role
 }
 
 /// A token in a file, or a role of the Kubernetes auth method: one of them.
@@ -134,6 +163,30 @@ mod tests {
             panic!("it is a Vault");
         };
         assert_eq!(vault.mount, "pki");
+    }
+
+    #[test]
+    fn an_upstream_signs_intermediates_unless_it_is_to_sign_each_leaf() {
+        let files = (name::UPSTREAM, "files:/etc/cacerts");
+        for (word, signs) in [
+            ("intermediate", UpstreamSigns::Intermediate),
+            ("leaf", UpstreamSigns::Leaf),
+        ] {
+            let read = read_from(&[files, (name::UPSTREAM_SIGNS, word)]);
+            assert_eq!(read.unwrap().unwrap().signs, signs);
+        }
+        let unsaid = read_from(&[files]).unwrap().unwrap();
+        assert_eq!(unsaid.signs, UpstreamSigns::Intermediate);
+        assert!(read_from(&[files, (name::UPSTREAM_SIGNS, "leaves")]).is_err());
+
+        let vault = [
+            (name::UPSTREAM, "vault:https://vault.example"),
+            (name::VAULT_TOKEN_FILE, "/token"),
+            (name::UPSTREAM_SIGNS, "leaf"),
+        ];
+        assert!(read_from(&vault).is_err(), "no role that signs them");
+        let named = [&vault[..], &[(name::VAULT_ROLE, "workloads")]].concat();
+        assert!(read_from(&named).is_ok());
     }
 
     #[test]

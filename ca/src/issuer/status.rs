@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+pub use bulkhead_crds::certificate_authority::{
+    AuthorityKind, AuthorityState, Phase, UpstreamSigns,
+};
 use bulkhead_pki::bundle::BundleId;
 
 use crate::rotation::holders::HolderReport;
@@ -23,45 +26,6 @@ pub struct Status {
     pub upstream: UpstreamStatus,
     /// What the workloads said, when a rotation last asked.
     pub holders: HolderReport,
-}
-
-/// How far a rotation of the root has come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Phase {
-    /// There is none under way.
-    Settled,
-    /// The new root is on its way to the workloads.
-    Publishing,
-    /// Everybody holds it: it begins to sign.
-    Switching,
-    /// It signs, and workloads renew their certificates.
-    Renewing,
-    /// Nobody needs the old root any more: it leaves.
-    Retiring,
-    /// It does not go on by itself; the message says why.
-    Blocked,
-}
-
-impl Phase {
-    pub const ALL: [Self; 6] = [
-        Self::Settled,
-        Self::Publishing,
-        Self::Switching,
-        Self::Renewing,
-        Self::Retiring,
-        Self::Blocked,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Settled => "Settled",
-            Self::Publishing => "Publishing",
-            Self::Switching => "Switching",
-            Self::Renewing => "Renewing",
-            Self::Retiring => "Retiring",
-            Self::Blocked => "Blocked",
-        }
-    }
 }
 
 /// The trust bundle that is given out.
@@ -90,51 +54,6 @@ pub struct AuthorityStatus {
     pub issuer: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum AuthorityKind {
-    Root,
-    Intermediate,
-    Jwt,
-}
-
-impl AuthorityKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::Intermediate => "intermediate",
-            Self::Jwt => "jwt",
-        }
-    }
-}
-
-/// Where in its life an authority is.
-#[derive(
-    Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum AuthorityState {
-    /// Made, and known to nobody but the CA.
-    Prepared,
-    /// Known to whoever verifies what it will sign or has signed, and signing
-    /// nothing now.
-    Published,
-    /// Signing.
-    Active,
-    /// Gone; its private key is destroyed.
-    Retired,
-}
-
-impl AuthorityState {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Prepared => "prepared",
-            Self::Published => "published",
-            Self::Active => "active",
-            Self::Retired => "retired",
-        }
-    }
-}
-
 /// Whoever signs above this CA.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct UpstreamStatus {
@@ -144,23 +63,4 @@ pub struct UpstreamStatus {
     /// What went wrong at the last attempt.
     pub failure: Option<String>,
     pub last_success: Option<SystemTime>,
-}
-
-/// What the upstream is asked to sign.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum UpstreamSigns {
-    /// This CA's intermediates, which sign for workloads.
-    #[default]
-    Intermediate,
-    /// Each certificate of a workload.
-    Leaf,
-}
-
-impl UpstreamSigns {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Intermediate => "intermediate",
-            Self::Leaf => "leaf",
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_pki::authority::Authority;
+use bulkhead_pki::bundle::Roots;
 use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::jwt::JwtKey;
 use bulkhead_pki::key::PrivateKey;
@@ -15,11 +16,23 @@ use crate::issuer::status::AuthorityState as State;
 use crate::rotation::Step;
 use crate::rotation::slots::{self, Automatic, Intermediate, Root, TokenKey};
 use crate::store::StoreError;
-use crate::upstream::SignedChain;
+use crate::upstream::{SignedChain, SignedServing};
 
 /// How long a key of JWT-SVIDs is good for, where intermediates are not good
 /// for less.
 const TOKEN_KEY_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What an upstream signed for this CA itself.
+#[derive(Clone, Debug)]
+pub enum FromUpstream {
+    /// An intermediate with this key, which signs leaves.
+    Intermediate {
+        key: PrivateKey,
+        signed: SignedChain,
+    },
+    /// This server's own certificate, where the upstream signs each leaf.
+    Own(SignedServing),
+}
 
 impl Keyring {
     /// Takes a step of a CA whose roots are its own.
@@ -35,6 +48,7 @@ impl Keyring {
                 let root = self.make_root(State::Active, lifetimes.root, now)?;
                 self.make_intermediate(root, State::Active, lifetimes.intermediate, now)?;
                 self.make_token_key(lifetimes, now)?;
+                self.slots.allow_leaf_life(lifetimes.max);
                 self.slots.bundle_changed(now);
             }
             Step::MakeRoot {
@@ -42,6 +56,8 @@ impl Keyring {
                 automatic,
             } => {
                 self.make_root(State::Prepared, lifetimes.root, now)?;
+                // Nobody is above this CA: an upstream that comes back is new.
+                self.slots.upstream = None;
                 self.slots.automatic = automatic.then_some(Automatic {
                     generation,
                     ordered,
@@ -54,40 +70,48 @@ impl Keyring {
             Step::PublishRoot { generation } => self.slots.publish_root(generation, now),
             Step::ActivateRoot { root, intermediate } => {
                 self.slots.activate_root(root, intermediate, now);
+                self.slots.allow_leaf_life(lifetimes.max);
             }
             Step::RetireRoot { generation } => self.slots.retire_root(generation, now),
             Step::ActivateIntermediate { generation } => {
                 self.slots.activate_intermediate(generation, now);
             }
             Step::RetireIntermediate { generation } => self.slots.retire_intermediate(generation),
+            Step::AllowLeafLife { life } => self.slots.allow_leaf_life(life),
             Step::ActivateTokenKey { generation } => {
                 self.slots.activate_token_key(generation, now);
             }
             Step::RetireTokenKey { generation } => self.slots.retire_token_key(generation, now),
-            Step::Wait(_) => {}
+            Step::AskUpstream | Step::Wait(_) => {}
         }
         self.destroy_what_is_gone();
         Ok(())
     }
 
-    /// Takes an intermediate that an upstream signed. One under a root that
+    /// Takes what an upstream signed that is named so. What is under a root that
     /// nobody has heard of waits until that root is published and held.
     pub fn take_signed(
         &mut self,
-        key: PrivateKey,
-        signed: &SignedChain,
+        signed: FromUpstream,
+        origin: String,
         ordered: Option<u64>,
         now: SystemTime,
     ) -> Result<(), StoreError> {
-        let chain = signed.chain.clone();
-        let authority =
-            Authority::from_parts(&self.trust_domain, chain, key.clone(), &signed.roots)?;
+        let Taken {
+            certificate,
+            material,
+            not_after,
+            root,
+            roots,
+            own,
+        } = self.read_signed(signed)?;
         let is_first = self.slots.is_empty();
-        let signing = self.slot_of_upstream_root(authority.root(), is_first, now);
+        let signing = self.slot_of_upstream_root(&root, is_first, now);
+        self.slots.upstream = Some(origin);
         for root in &mut self.slots.roots {
             root.listed = false;
         }
-        for certificate in signed.roots.certificates() {
+        for certificate in roots.certificates() {
             let generation = self.slot_of_upstream_root(certificate, is_first, now);
             for root in &mut self.slots.roots {
                 root.listed |= root.authority.generation == generation;
@@ -99,14 +123,13 @@ impl Keyring {
         } else {
             State::Published
         };
-        let mut slot = describe(generation, state, authority.certificate(), now);
-        slot.not_after = authority.not_after();
+        let mut slot = describe(generation, state, &certificate, now);
+        slot.not_after = not_after;
         self.slots.intermediates.push(Intermediate {
             authority: slot,
             root: signing,
+            own,
         });
-        let chain = authority.intermediates().to_vec();
-        let material = IntermediateMaterial { chain, key };
         self.intermediates.insert(generation, material);
         let active = self
             .slots
@@ -125,6 +148,37 @@ impl Keyring {
         }
         self.destroy_what_is_gone();
         Ok(())
+    }
+
+    fn read_signed(&self, signed: FromUpstream) -> Result<Taken, StoreError> {
+        match signed {
+            FromUpstream::Intermediate { key, signed } => {
+                let SignedChain { chain, roots } = signed;
+                let authority =
+                    Authority::from_parts(&self.trust_domain, chain, key.clone(), &roots)?;
+                let chain = authority.intermediates().to_vec();
+                Ok(Taken {
+                    certificate: authority.certificate().clone(),
+                    material: IntermediateMaterial { chain, key },
+                    not_after: authority.not_after(),
+                    root: authority.root().clone(),
+                    roots,
+                    own: false,
+                })
+            }
+            FromUpstream::Own(SignedServing { certificate, roots }) => {
+                let root = roots.certificates()[0].clone();
+                let (chain, key) = (certificate.chain().to_vec(), certificate.key().clone());
+                Ok(Taken {
+                    certificate: certificate.leaf().clone(),
+                    material: IntermediateMaterial { chain, key },
+                    not_after: certificate.not_after().min(root.not_after()),
+                    root,
+                    roots,
+                    own: true,
+                })
+            }
+        }
     }
 
     /// The generation of a root that an upstream told of. The first that is told
@@ -152,6 +206,7 @@ impl Keyring {
             authority: describe(generation, state, certificate, now),
             has_key: false,
             listed: false,
+            leaf_life: None,
         });
         let certificate = certificate.clone();
         self.roots.insert(
@@ -176,6 +231,7 @@ impl Keyring {
             authority: describe(generation, state, made.certificate(), now),
             has_key: true,
             listed: false,
+            leaf_life: None,
         });
         let material = RootMaterial {
             certificate: made.certificate().clone(),
@@ -197,6 +253,7 @@ impl Keyring {
         self.slots.intermediates.push(Intermediate {
             authority: describe(generation, state, made.certificate(), now),
             root,
+            own: false,
         });
         let material = IntermediateMaterial {
             chain: made.intermediates().to_vec(),
@@ -264,12 +321,69 @@ impl Keyring {
     }
 }
 
+/// What is to be kept of what an upstream signed.
+struct Taken {
+    certificate: Certificate,
+    material: IntermediateMaterial,
+    not_after: SystemTime,
+    root: Certificate,
+    roots: Roots,
+    own: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rotation::wanted_root;
     use bulkhead_core::sidecar::default_trust_domain;
-    use bulkhead_pki::bundle::Roots;
+
+    /// Trust Domain and Bundle 4.1.1, also where the clock stands still or is set back.
+    #[test]
+    fn the_sequence_grows_with_every_change_of_the_bundle() {
+        let hour = Duration::from_secs(3600);
+        let lifetimes = Lifetimes {
+            default: hour,
+            max: hour,
+            root: 1000 * hour,
+            intermediate: 100 * hour,
+        };
+        let begin = SystemTime::UNIX_EPOCH + 500_000 * hour;
+        let mut keyring = Keyring::empty(default_trust_domain());
+        let mut told = None;
+        for (step, now) in [
+            (Step::Begin, begin),
+            (Step::MakeTokenKey, begin),
+            (Step::ActivateTokenKey { generation: 2 }, begin - hour),
+            (Step::RetireTokenKey { generation: 1 }, begin - hour),
+            (
+                Step::MakeRoot {
+                    generation: 2,
+                    automatic: false,
+                },
+                begin,
+            ),
+            (Step::PublishRoot { generation: 2 }, begin - hour),
+            (Step::MakeIntermediate { root: 2 }, begin),
+            (
+                Step::ActivateRoot {
+                    root: 2,
+                    intermediate: 2,
+                },
+                begin,
+            ),
+            (Step::RetireRoot { generation: 1 }, begin + hour),
+        ] {
+            keyring.take(&step, &lifetimes, None, now).unwrap();
+            let document = keyring.document().unwrap();
+            let authorities = (document.x509_authorities, document.jwt_authorities);
+            if let Some((before, sequence)) = told.take() {
+                let is_another = before != authorities;
+                assert!(!is_another || document.sequence > sequence, "{step:?}");
+                assert!(document.sequence >= sequence, "{step:?}");
+            }
+            told = Some((authorities, document.sequence));
+        }
+    }
 
     #[test]
     fn an_upstream_that_goes_back_to_the_root_that_signs_takes_its_rotation_back() {
@@ -286,7 +400,9 @@ mod tests {
                 chain: made.intermediates().to_vec(),
                 roots: Roots::new([root.certificate().clone()]).unwrap(),
             };
-            keyring.take_signed(key, &signed, None, now).unwrap();
+            let signed = FromUpstream::Intermediate { key, signed };
+            let origin = "test".to_owned();
+            keyring.take_signed(signed, origin, None, now).unwrap();
             wanted_root(keyring.slots(), None)
         };
         assert_eq!(sign(&old), 1);

@@ -46,10 +46,12 @@ pub(super) fn read(trust_domain: &TrustDomain, files: &Files) -> Result<Keyring,
         authority: describe(root),
         has_key: true,
         listed: false,
+        leaf_life: None,
     });
     keyring.slots.intermediates.push(Intermediate {
         authority: describe(intermediate),
         root: GENERATION,
+        own: false,
     });
     // From before bundles had numbers; any number is later.
     keyring.slots.sequence = 1;

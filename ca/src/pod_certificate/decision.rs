@@ -15,14 +15,12 @@ use kube::{Api, Client, ResourceExt as _};
 
 use super::Trouble;
 use super::request::{PodCertificateRequest, Spec};
-use crate::authenticate::{Caller, Pod as CallerPod};
+use crate::authenticate::{Caller, Pod as CallerPod, Source};
 use crate::config::Lifetimes;
 use crate::issuer::{Issued, Issuer};
 use crate::node_proxy::Subject;
 use crate::vet::{VettedCsr, vet};
 
-/// The source of callers that a request names.
-const SOURCE: &str = "pod-certificate-request";
 /// The API server takes nothing that is shorter.
 const SHORTEST: Duration = Duration::from_secs(3600);
 /// What the API server means by no limit of the request's own.
@@ -117,7 +115,13 @@ async fn caller(
         name: spec.pod_name.clone(),
         uid: spec.pod_uid.clone(),
     };
-    let caller = Caller::service_account(trust_domain, &username, Some(pod), true, SOURCE);
+    let caller = Caller::service_account(
+        trust_domain,
+        &username,
+        Some(pod),
+        true,
+        Source::PodCertificateRequest,
+    );
     Ok(caller.map_err(|error| denied("NoIdentity", error.to_string())))
 }
 
@@ -268,7 +272,14 @@ mod tests {
             uid: "1".to_owned(),
         };
         let username = "system:serviceaccount:shop:cart";
-        Caller::service_account(&domain, username, Some(pod), true, SOURCE).unwrap()
+        Caller::service_account(
+            &domain,
+            username,
+            Some(pod),
+            true,
+            Source::PodCertificateRequest,
+        )
+        .unwrap()
     }
 
     fn lifetimes(max: Duration) -> Lifetimes {

@@ -30,7 +30,7 @@ pub(super) fn write(request: &PodCertificateRequest, decision: &Decision, metric
                 caller = caller.id().as_str(),
                 pod = spec.pod_name,
                 node = spec.node_name,
-                authenticated_by = caller.source(),
+                authenticated_by = caller.source().as_str(),
                 identity = svid.id().as_str(),
                 serial = svid.serial(),
                 not_before = seconds(svid.not_before()),

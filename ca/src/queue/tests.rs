@@ -12,7 +12,7 @@ fn queue(in_service: usize, waiting: usize) -> FairQueue<&'static str> {
         waiting,
         waiting_of_one: waiting,
     };
-    FairQueue::start(limits, PATIENCE)
+    FairQueue::start("the queue", limits, PATIENCE, &Tasks::default())
 }
 
 #[tokio::test]
@@ -38,6 +38,19 @@ async fn a_turn_that_ends_is_the_next_ones() {
     assert!(next.as_mut().now_or_never().is_none());
     drop(turn);
     next.await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_comes_finds_the_place_that_a_greedy_caller_may_not_have() {
+    let queue = queue(4, 10);
+    let _greedy = [
+        queue.turn("greedy", Urgency::Renewal).await.unwrap(),
+        queue.turn("greedy", Urgency::Renewal).await.unwrap(),
+    ];
+    let mut third = Box::pin(queue.turn("greedy", Urgency::Renewal));
+    assert!(third.as_mut().now_or_never().is_none(), "half is enough");
+    let other = queue.turn("other", Urgency::Renewal).now_or_never();
+    other.expect("there is a place").unwrap();
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ pub trait Holders: Send + Sync + 'static {
     /// Is told that there was no root before now: nobody has a certificate yet.
     fn begins(&self) {}
 
+    /// Is told for how long certificates from before now may be valid.
+    fn resumes(&self, _leaf_life: Duration) {}
+
     /// Is told which bundle somebody claims to hold.
     fn claimed(&self, _who: &str, _bundle: BundleId) {}
 

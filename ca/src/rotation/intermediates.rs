@@ -31,14 +31,18 @@ pub(super) fn next(slots: &Slots, facts: &Facts) -> Option<Step> {
         return match usable {
             Some(next) => Some(activate(next)),
             None if root.authority.is_valid_at(now) && !has_gone_on(slots, facts) => {
-                Some(Step::MakeIntermediate { root: generation })
+                successor(generation, facts)
             }
             None => None,
         };
     }
     let has_changed = facts.upstream.is_some_and(|upstream| upstream.has_changed);
-    if has_changed && facts.wanted.is_some() {
-        return Some(Step::MakeIntermediate { root: generation });
+    if has_changed
+        && facts.wanted.is_some()
+        && !is_turned_down(slots, facts)
+        && let Some(asked) = successor(generation, facts)
+    {
+        return Some(asked);
     }
     if let Some(useless) = useless(slots, now) {
         return Some(Step::RetireIntermediate {
@@ -50,10 +54,17 @@ pub(super) fn next(slots: &Slots, facts: &Facts) -> Option<Step> {
     match usable {
         Some(next) if facts.settled_for >= pause(current) => Some(activate(next)),
         Some(_) => None,
-        None if current.authority.has_lived(HALF, now) && can_grow => {
-            Some(Step::MakeIntermediate { root: generation })
-        }
+        None if current.authority.has_lived(HALF, now) && can_grow => successor(generation, facts),
         None => None,
+    }
+}
+
+/// How another comes about: by this root, or by the upstream, if that is not
+/// being asked already. Nothing else waits for its answer.
+fn successor(root: u64, facts: &Facts) -> Option<Step> {
+    match facts.upstream {
+        None => Some(Step::MakeIntermediate { root }),
+        Some(upstream) => (!upstream.is_asked).then_some(Step::AskUpstream),
     }
 }
 
@@ -102,6 +113,22 @@ fn has_gone_on(slots: &Slots, facts: &Facts) -> bool {
             .any(|root| newest_usable(slots, root, facts.now).is_some())
 }
 
+/// Whether people undid what the upstream began, and want the root that signs:
+/// asked again, it would begin again. At half of the life of what signs it is
+/// asked all the same, because nothing else could sign after that.
+fn is_turned_down(slots: &Slots, facts: &Facts) -> bool {
+    let (Some(root), Some(current)) = (slots.active_root(), slots.active_intermediate()) else {
+        return false;
+    };
+    let generation = root.authority.generation;
+    let ordered = facts.wanted.and_then(|order| order.root_generation);
+    let mut roots = slots.roots.iter();
+    ordered == Some(generation)
+        && super::wanted_root(slots, ordered) == generation
+        && roots.any(|other| other.authority.generation > generation)
+        && !current.authority.has_lived(HALF, facts.now)
+}
+
 fn activate(intermediate: &Intermediate) -> Step {
     Step::ActivateIntermediate {
         generation: intermediate.authority.generation,
@@ -144,13 +171,16 @@ mod tests {
             authority: authority(generation, state, made, 3650 * DAY),
             has_key: false,
             listed: true,
+            leaf_life: Some(DAY),
         };
         let intermediate = |generation, state, made| Intermediate {
             authority: authority(generation, state, made, 30 * DAY),
             root: generation,
+            own: false,
         };
         Slots {
             sequence: 1,
+            upstream: None,
             automatic: Some(Automatic {
                 generation: 2,
                 ordered: None,
@@ -167,27 +197,60 @@ mod tests {
         }
     }
 
+    fn facts(now: SystemTime) -> Facts {
+        Facts {
+            now,
+            settled_for: Duration::ZERO,
+            settle: Duration::from_secs(30),
+            wanted: Some(Order::default()),
+            holders: HolderReport::default(),
+            lifetimes: Lifetimes {
+                default: DAY,
+                max: DAY,
+                root: 3650 * DAY,
+                intermediate: 30 * DAY,
+            },
+            upstream: Some(UpstreamFacts::default()),
+        }
+    }
+
+    #[test]
+    fn a_rotation_of_the_upstreams_that_was_undone_begins_again_only_when_it_must() {
+        let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let asked_again = |now| Facts {
+            wanted: Some(Order {
+                root_generation: Some(1),
+                force_generation: None,
+            }),
+            // As after a restart: nobody knows whether it has changed.
+            upstream: Some(UpstreamFacts {
+                has_changed: true,
+                is_asked: false,
+            }),
+            ..facts(now)
+        };
+        let ask = Step::AskUpstream;
+        let undone = gone_on(began, began + DAY);
+        let stays = next(&undone, &asked_again(began + 2 * DAY));
+        assert_ne!(stays, ask, "somebody has just said no");
+        let late = next(&undone, &asked_again(began + 16 * DAY));
+        assert_eq!(late, ask, "nothing else could sign soon");
+        // Without that, whatever may have changed is asked for.
+        let first = Slots {
+            roots: vec![undone.roots[0].clone()],
+            intermediates: vec![undone.intermediates[0].clone()],
+            ..undone
+        };
+        assert_eq!(next(&first, &asked_again(began + 2 * DAY)), ask);
+    }
+
     #[test]
     fn an_upstream_with_a_new_root_is_asked_once_and_the_root_is_published() {
         let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
         for (days, what) in [(16, "at half of its life"), (31, "when it has expired")] {
             let now = began + days * DAY;
-            let facts = Facts {
-                now,
-                settled_for: Duration::ZERO,
-                settle: Duration::from_secs(30),
-                wanted: Some(Order::default()),
-                holders: HolderReport::default(),
-                lifetimes: Lifetimes {
-                    default: DAY,
-                    max: DAY,
-                    root: 3650 * DAY,
-                    intermediate: 30 * DAY,
-                },
-                upstream: Some(UpstreamFacts::default()),
-            };
             assert_eq!(
-                next(&gone_on(began, now), &facts),
+                next(&gone_on(began, now), &facts(now)),
                 Step::PublishRoot { generation: 2 },
                 "{what}"
             );

@@ -4,7 +4,9 @@
 //! It is kept in memory, for as long as the certificates that were issued are
 //! valid. So a CA that was restarted knows of all workloads again only when
 //! every certificate from before has expired; until then it says that it does
-//! not know.
+//! not know. Nor does it know the callers of another process that serves from
+//! the same directory: as long as their certificates may be valid, they are others
+//! who never say anything.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +19,7 @@ use tokio::time::Instant;
 
 use super::holders::{HolderReport, Holders, Missing};
 use crate::issuer::Issued;
+use crate::store::directory::election::Election;
 
 /// The most workloads that are kept; where there are more, nothing is known of
 /// the rest, and the report says that it does not know.
@@ -28,48 +31,61 @@ const MAX_NAMED: usize = 100;
 /// What workloads said.
 pub struct Reports {
     clock: Clock,
-    /// The longest life of a certificate from before this process.
-    lifetime: Duration,
-    began: Instant,
+    /// This process among others on a directory.
+    election: Option<Election>,
     seen: Mutex<Seen>,
 }
 
-#[derive(Default)]
 struct Seen {
+    /// The longest life of a certificate.
+    lifetime: Duration,
     workloads: HashMap<String, Held>,
-    /// Whether nobody has a certificate that this process does not know of.
-    knows_all: bool,
-    overflowed: bool,
+    /// Until when somebody may have a certificate that this process does not know
+    /// of: from before it began, or from when there were too many.
+    unknown_until: Option<Instant>,
+    /// When another process was last known to have served.
+    others: Option<Instant>,
 }
 
 /// What one workload has.
 #[derive(Clone, Copy)]
 struct Held {
-    bundle: BundleId,
+    given: BundleId,
+    /// What it said that it holds, if that was not what it had been given: then
+    /// that counts, until it says that it took what it was given.
+    claimed: Option<BundleId>,
     signing_root: Fingerprint,
     not_after: SystemTime,
-    /// Whether it said that it holds another bundle than it was given: what it
-    /// says counts then, and not what it is given.
-    is_doubted: bool,
 }
 
 impl Reports {
     pub fn new(lifetime: Duration, clock: Clock) -> Self {
         Self {
             clock,
-            lifetime,
-            began: Instant::now(),
-            seen: Mutex::default(),
+            election: None,
+            seen: Mutex::new(Seen {
+                lifetime,
+                workloads: HashMap::new(),
+                unknown_until: Some(Instant::now() + lifetime),
+                others: None,
+            }),
+        }
+    }
+
+    /// For a process that others may serve beside.
+    pub fn beside(self, election: Election) -> Self {
+        Self {
+            election: Some(election),
+            ..self
         }
     }
 
     fn note(&self, who: &str, issued: &Issued) {
         let mut seen = self.seen();
         let before = seen.workloads.get(who);
-        let doubted = before.filter(|held| held.is_doubted);
         let held = Held {
-            bundle: doubted.map_or(issued.bundle, |held| held.bundle),
-            is_doubted: doubted.is_some(),
+            given: issued.bundle,
+            claimed: before.and_then(|held| held.claimed),
             signing_root: issued.signing_root,
             not_after: issued.svid.not_after(),
         };
@@ -77,7 +93,7 @@ impl Reports {
             seen.forget(self.clock.now());
         }
         if seen.workloads.len() >= MAX_WORKLOADS && !seen.workloads.contains_key(who) {
-            seen.overflowed = true;
+            seen.unknown_until = Some(Instant::now() + seen.lifetime);
             return;
         }
         seen.workloads.insert(who.to_owned(), held);
@@ -97,15 +113,21 @@ impl Seen {
 
 impl Holders for Reports {
     fn begins(&self) {
-        self.seen().knows_all = true;
+        self.seen().unknown_until = None;
+    }
+
+    fn resumes(&self, leaf_life: Duration) {
+        let mut seen = self.seen();
+        let longer = leaf_life.saturating_sub(seen.lifetime);
+        seen.lifetime += longer;
+        seen.unknown_until = seen.unknown_until.map(|until| until + longer);
     }
 
     /// A workload takes what it is given with a certificate, or says at its next
     /// call that it did not.
     fn claimed(&self, who: &str, bundle: BundleId) {
         if let Some(held) = self.seen().workloads.get_mut(who) {
-            held.is_doubted = held.bundle != bundle;
-            held.bundle = bundle;
+            held.claimed = Some(bundle).filter(|bundle| *bundle != held.given);
         }
     }
 
@@ -117,14 +139,22 @@ impl Holders for Reports {
         let now = self.clock.now();
         let mut seen = self.seen();
         seen.forget(now);
-        let knows_all = seen.knows_all || self.began.elapsed() >= self.lifetime;
+        if self.election.as_ref().is_some_and(Election::others_served) {
+            seen.others = Some(Instant::now());
+        }
+        let others = seen.others.filter(|at| at.elapsed() < seen.lifetime);
+        let knows_all = seen
+            .unknown_until
+            .is_none_or(|until| Instant::now() >= until);
         let mut report = HolderReport {
             total: seen.workloads.len(),
-            at: (knows_all && !seen.overflowed).then_some(now),
+            at: knows_all.then_some(now),
+            // Each gets the bundle with its next certificate.
+            silent: others.map(|_| seen.lifetime),
             ..HolderReport::default()
         };
         for (who, held) in &seen.workloads {
-            let holds = held.bundle == *bundle;
+            let holds = held.claimed.unwrap_or(held.given) == *bundle;
             let has_renewed = held.signing_root == *signing_root;
             report.holding += usize::from(holds);
             report.renewed += usize::from(has_renewed);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::intermediates::newest_usable;
 use super::slots::{Automatic, Intermediate, Root, Slots};
-use super::{Facts, STUCK, Step, Waiting};
+use super::{FOLLOW, Facts, STUCK, Step, Waiting};
 use crate::issuer::status::{AuthorityState as State, Phase};
 
 /// A rotation begins by itself when this part of the root's life is left ...
@@ -77,9 +77,7 @@ pub(super) fn target(slots: &Slots, facts: &Facts) -> Result<Target, BadOrder> {
             slots.next_root()
         )));
     }
-    // Where a newer root was made and given up, somebody wants this one.
-    let is_newest = current + 1 == slots.next_root();
-    if generation == current && is_newest && active.has_key && grows_old(active, facts) {
+    if generation == current && active.has_key && is_due(active, slots, facts) {
         return Ok(Target {
             generation: slots.next_root(),
             automatic: true,
@@ -105,10 +103,25 @@ pub(super) fn wanted(slots: &Slots, ordered: Option<u64>) -> u64 {
         .unwrap_or_default()
 }
 
-fn grows_old(root: &Root, facts: &Facts) -> bool {
+/// Whether the root that signs is old enough to be followed without an order.
+///
+/// Where a newer one was given up when it was already, somebody wants this one
+/// for longer: half of what was left then. One that was given up before has no
+/// say in it.
+fn is_due(root: &Root, slots: &Slots, facts: &Facts) -> bool {
     let authority = &root.authority;
+    let end = authority.not_after;
     let last = LAST.min(authority.life().mul_f64(LAST_PART));
-    facts.has_settled() && facts.now + last >= authority.not_after
+    let newer = slots.roots.iter().map(|root| &root.authority);
+    let given_up = newer
+        .filter(|other| other.generation > authority.generation && other.made <= facts.now)
+        .map(|other| other.made)
+        .max();
+    let left = given_up
+        .and_then(|made| end.duration_since(made).ok())
+        .filter(|left| *left <= last);
+    let wait = left.map_or(last, |left| left / 2);
+    facts.has_settled() && facts.now + wait >= end
 }
 
 /// A root that never signed and that nobody wants any more.
@@ -157,22 +170,41 @@ fn switch_to(target: &Root, active: &Root, slots: &Slots, facts: &Facts) -> Resu
         root: generation,
         intermediate: intermediate.authority.generation,
     });
-    if !facts.has_settled() {
-        return wait(
-            Phase::Publishing,
-            format!("root {generation} is on its way to the workloads"),
-        );
-    }
-    // Once it has expired, nothing that it signed is valid: there is nobody to
-    // wait for.
-    if facts.is_forced(generation) || facts.now >= active.authority.not_after {
-        return step;
-    }
     let report = &facts.holders;
     let all_hold = report.at.is_some() && report.holding >= report.total;
     let adopted = |delay| facts.now >= target.authority.made + delay + MARGIN;
-    if all_hold && report.silent.is_none_or(adopted) {
+    let is_held = all_hold && report.silent.is_none_or(adopted);
+    if !facts.has_settled() {
+        return match is_held {
+            true => wait(
+                Phase::Switching,
+                format!("all workloads hold root {generation}: it signs in a moment"),
+            ),
+            false => wait(
+                Phase::Publishing,
+                format!("root {generation} is on its way to the workloads"),
+            ),
+        };
+    }
+    // Once it has expired, nothing that it signed is valid: there is nobody to
+    // wait for.
+    // An order to go on without some is of the first time that a root is to
+    // sign, and not of going back to it.
+    let is_forced = facts.is_forced(generation) && !target.authority.has_signed();
+    if is_forced || facts.now >= active.authority.not_after {
         return step;
+    }
+    if is_held && is_reported_anew(facts) {
+        return step;
+    }
+    if is_held {
+        return wait(
+            Phase::Switching,
+            format!(
+                "all workloads held root {generation} when it was given out: it signs when \
+                 that is reported once more"
+            ),
+        );
     }
     if all_hold {
         return wait(
@@ -226,25 +258,34 @@ fn retire_others(target: &Root, slots: &Slots, facts: &Facts) -> Result<Step, Wa
     };
     let old_generation = old.authority.generation;
     let report = &facts.holders;
+    // What was issued counts, and not what would be by now.
+    let leaf_life = old.leaf_life.unwrap_or(facts.lifetimes.max);
     let all_expired = old
         .authority
         .stopped
-        .is_some_and(|stopped| facts.now >= stopped + facts.lifetimes.max + MARGIN);
+        .is_some_and(|stopped| facts.now >= stopped + leaf_life + MARGIN);
     let all_renewed = report.at.is_some() && report.renewed >= report.total;
     let is_free = match all_renewed {
         true => report.silent.is_none() || all_expired,
         false => facts.is_forced(generation) && all_expired,
     };
-    if is_free && facts.has_settled() {
+    // Whether all have expired is told by the clock of this machine alone; one that is
+    // hours ahead takes every report for an old one.
+    if is_free && is_reported_anew(facts) && facts.has_settled() {
         return Ok(Step::RetireRoot {
             generation: old_generation,
         });
     }
     if is_free {
+        let when = if facts.has_settled() {
+            "it leaves when workloads are reported once more, and this clock is right"
+        } else {
+            "it leaves the trust bundle"
+        };
         return Err(waiting(
             generation,
             Phase::Retiring,
-            format!("nobody needs root {old_generation} any more: it leaves the trust bundle"),
+            format!("nobody needs root {old_generation} any more: {when}"),
         ));
     }
     let message = match report.at {
@@ -260,9 +301,28 @@ fn retire_others(target: &Root, slots: &Slots, facts: &Facts) -> Result<Step, Wa
             report.renewed, report.total
         ),
     };
+    // By now whoever can renew has: what is left does not come by itself.
+    let phase = match report.at {
+        Some(_) if all_expired && !all_renewed => Phase::Blocked,
+        _ => Phase::Renewing,
+    };
     Err(Waiting {
         missing: report.missing.clone(),
-        ..waiting(generation, Phase::Renewing, message)
+        ..waiting(generation, phase, message)
+    })
+}
+
+/// Whether the report is of after the last change, when all replicas had long
+/// followed that: whoever was served by one that had not is in it. One that says
+/// the right thing may be of the first moment that somebody could say it, and
+/// nobody may have reported since.
+fn is_reported_anew(facts: &Facts) -> bool {
+    // As much for replicas as for a report under way and clocks that disagree; where
+    // the whole wait is less than usual, the same part of that.
+    let late = (2 * FOLLOW).min(facts.settle * 2 / 3);
+    facts.holders.at.is_some_and(|at| {
+        let age = facts.now.duration_since(at).unwrap_or_default();
+        age + late <= facts.settled_for
     })
 }
 
@@ -305,120 +365,4 @@ fn waiting(target: u64, phase: Phase, message: impl Into<String>) -> Waiting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Lifetimes;
-    use crate::rotation::holders::HolderReport;
-    use crate::rotation::orders::Order;
-    use crate::rotation::slots::Authority;
-    use std::time::SystemTime;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-
-    fn noon() -> SystemTime {
-        SystemTime::UNIX_EPOCH + 50 * YEAR
-    }
-
-    fn authority(generation: u64, state: State, made: SystemTime) -> Authority {
-        Authority {
-            generation,
-            state,
-            fingerprint: generation.to_string(),
-            serial: generation.to_string(),
-            key_type: "P-256".to_owned(),
-            made,
-            not_before: made,
-            not_after: made + YEAR,
-            stopped: None,
-        }
-    }
-
-    /// Root 1 signs, and root 2 was made and published at noon.
-    fn published() -> Slots {
-        let pair = |generation, state, below, made| {
-            let root = Root {
-                authority: authority(generation, state, made),
-                has_key: true,
-                listed: false,
-            };
-            let intermediate = Intermediate {
-                authority: authority(generation, below, made),
-                root: generation,
-            };
-            (root, intermediate)
-        };
-        let old = pair(1, State::Active, State::Active, noon() - DAY);
-        let new = pair(2, State::Published, State::Published, noon());
-        Slots {
-            sequence: 2,
-            automatic: None,
-            roots: vec![old.0, new.0],
-            intermediates: vec![old.1, new.1],
-            token_keys: Vec::new(),
-        }
-    }
-
-    /// Everybody who says anything holds and has what is wanted.
-    fn facts(after: Duration, silent: Option<Duration>) -> Facts {
-        let now = noon() + after;
-        Facts {
-            now,
-            settled_for: HOUR,
-            settle: Duration::from_secs(30),
-            wanted: Some(Order {
-                root_generation: Some(2),
-                force_generation: None,
-            }),
-            holders: HolderReport {
-                at: Some(now),
-                silent,
-                ..HolderReport::default()
-            },
-            lifetimes: Lifetimes {
-                default: DAY,
-                max: DAY,
-                root: YEAR,
-                intermediate: YEAR,
-            },
-            upstream: None,
-        }
-    }
-
-    #[test]
-    fn who_never_says_what_it_holds_is_given_time_to_adopt_a_root_and_to_leave_one() {
-        let switch = Step::ActivateRoot {
-            root: 2,
-            intermediate: 2,
-        };
-        let mut slots = published();
-        assert_eq!(next(&slots, &facts(HOUR, None)), Ok(switch.clone()));
-        let waiting = next(&slots, &facts(HOUR, Some(2 * HOUR))).unwrap_err();
-        assert_eq!(waiting.phase, Phase::Publishing);
-        assert_eq!(next(&slots, &facts(3 * HOUR, Some(2 * HOUR))), Ok(switch));
-
-        slots.activate_root(2, 2, noon() + 3 * HOUR);
-        let retire = Step::RetireRoot { generation: 1 };
-        assert_eq!(next(&slots, &facts(4 * HOUR, None)), Ok(retire.clone()));
-        let waiting = next(&slots, &facts(DAY, Some(2 * HOUR))).unwrap_err();
-        assert_eq!(waiting.phase, Phase::Renewing);
-        assert_eq!(
-            next(&slots, &facts(DAY + 4 * HOUR, Some(2 * HOUR))),
-            Ok(retire)
-        );
-    }
-
-    #[test]
-    fn a_clock_that_leapt_beyond_the_end_of_a_root_does_not_change_roots_at_once() {
-        let mut slots = published();
-        slots.roots[1].authority.not_after = noon() + 10 * YEAR;
-        slots.intermediates[1].authority.not_after = noon() + 10 * YEAR;
-        let leapt = Facts {
-            settled_for: Duration::ZERO,
-            ..facts(2 * YEAR, None)
-        };
-        assert_eq!(next(&slots, &leapt).unwrap_err().phase, Phase::Publishing);
-        assert!(next(&slots, &facts(2 * YEAR, None)).is_ok());
-    }
-}
+mod tests;

@@ -20,6 +20,10 @@ pub struct Slots {
     /// The rotation that nobody ordered, until somebody orders something else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub automatic: Option<Automatic>,
+    /// What signed above this CA last, as [`crate::upstream::Upstream::origin`]
+    /// names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
     /// In the order in which they were made.
     pub roots: Vec<Root>,
     pub intermediates: Vec<Intermediate>,
@@ -71,6 +75,21 @@ pub struct Root {
     /// trust.
     #[serde(default)]
     pub listed: bool,
+    /// The longest that any leaf under it was ever good for, whatever settings say
+    /// by now; none where nothing signed below it yet, or an older version wrote this.
+    #[serde(
+        with = "optional_seconds",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub leaf_life: Option<Duration>,
+}
+
+impl Root {
+    /// Notes that leaves under it may be good for this long.
+    pub fn allow_leaf_life(&mut self, life: Duration) {
+        self.leaf_life = self.leaf_life.max(Some(life));
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -79,6 +98,10 @@ pub struct Intermediate {
     pub authority: Authority,
     /// The generation of the root above it.
     pub root: u64,
+    /// Whether it signs nothing: it is this server's own certificate, where an
+    /// upstream signs each leaf. What signs it signs all others.
+    #[serde(default)]
+    pub own: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -164,6 +187,17 @@ impl Slots {
         active(&self.roots)
     }
 
+    /// How long a leaf may be good for now, where that is known.
+    pub fn leaf_life(&self) -> Option<Duration> {
+        self.active_root()?.leaf_life
+    }
+
+    /// The longest that a leaf under any root may still be good for.
+    pub fn longest_leaf_life(&self) -> Option<Duration> {
+        let live = self.roots.iter().filter(|root| !root.authority.is_gone());
+        live.filter_map(|root| root.leaf_life).max()
+    }
+
     /// The intermediate that signs.
     pub fn active_intermediate(&self) -> Option<&Intermediate> {
         active(&self.intermediates)
@@ -229,6 +263,14 @@ impl Slots {
         activate(&mut self.intermediates, intermediate, now);
         // The order of the bundle says which root signs.
         self.bundle_changed(now);
+    }
+
+    /// Lets leaves under the root that signs be good for this long.
+    pub fn allow_leaf_life(&mut self, life: Duration) {
+        let signs = |root: &&mut Root| root.authority.is(State::Active);
+        if let Some(root) = self.roots.iter_mut().find(signs) {
+            root.allow_leaf_life(life);
+        }
     }
 
     /// Lets another intermediate of the same root sign. Leaves carry the
@@ -357,6 +399,26 @@ mod unix_seconds {
         UNIX_EPOCH
             .checked_add(Duration::from_secs(seconds))
             .ok_or_else(|| serde::de::Error::custom("a time that is too far away"))
+    }
+}
+
+mod optional_seconds {
+    use super::Duration;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        // A part of a second is as good as a whole one.
+        let seconds = duration.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
+        seconds.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_secs))
     }
 }
 

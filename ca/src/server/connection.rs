@@ -1,37 +1,38 @@
 //! One client's connection, from its first byte to its last.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
+use bulkhead_pki::verifier::ShownChain;
 use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{BufWriter, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::codegen::Service;
 use tonic::{Extensions, Status};
 
+use super::allowance::{Allowance, Metered};
 use super::calls::Calls;
-use super::guests::{Guest, Guests};
-use crate::metrics::Metrics;
+use super::guests::{Door, Guest, Guests};
+use super::outbox::Outbox;
+use crate::limits::Limits;
+use crate::metrics::{Counted, Metrics};
 use crate::queue::{FairQueue, Turn, Urgency};
 use crate::serving::ServingTls;
 
-/// How long a client may take to agree on TLS.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may then take until a call of its had a good token.
-const STRANGER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a call may take, from its headers to its answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Calls at once on one connection: a workload needs one, a node's proxy some.
 const MAX_CALLS: u32 = 32;
 /// A token, and the headers that gRPC adds.
@@ -40,14 +41,14 @@ const MAX_HEADERS: u32 = 16 * 1024;
 const WINDOW: u32 = 64 * 1024;
 /// How much of an answer waits for a client that does not read.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
-/// Room for an answer and its trailers under TLS.
-const WRITE_BUFFER: usize = 4 * 1024;
 /// A client that does not answer a ping in time is gone.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection may live. Clients that stay connected spread over the
 /// replicas again this way, and nobody keeps a place for ever.
 const MAX_AGE: Duration = Duration::from_secs(3600);
+
+type ClientOutbox = Outbox<Metered<TcpStream>>;
 
 /// What a connection is served with.
 pub(super) struct Connection {
@@ -56,17 +57,30 @@ pub(super) struct Connection {
     pub(super) tls: Arc<ServingTls>,
     pub(super) strangers: FairQueue<IpAddr>,
     pub(super) guests: Guests,
+    pub(super) limits: Limits,
     pub(super) metrics: Metrics,
     pub(super) drain: drain::Watch,
+    /// One of all the connections that there may be.
+    pub(super) _place: OwnedSemaphorePermit,
+}
+
+/// A client with whom TLS was agreed on.
+struct Agreed {
+    stream: Box<TlsStream<ClientOutbox>>,
+    outbox: ClientOutbox,
+    peer: Peer,
+    _open: Counted,
 }
 
 /// What a call knows of whoever sent it. The server puts it beside each request.
 #[derive(Clone, Debug)]
 pub struct Peer {
     address: SocketAddr,
+    shown: Option<Arc<ShownChain>>,
     standing: Arc<Mutex<Standing>>,
     guests: Guests,
-    leave: Arc<Notify>,
+    door: Arc<Door>,
+    allowance: Allowance,
 }
 
 /// What a connection's client has proved.
@@ -77,12 +91,20 @@ enum Standing {
 }
 
 impl Peer {
-    fn stranger(address: SocketAddr, turn: Turn<IpAddr>, guests: Guests) -> Self {
+    fn stranger(
+        address: SocketAddr,
+        shown: Option<ShownChain>,
+        turn: Turn<IpAddr>,
+        guests: Guests,
+        allowance: Allowance,
+    ) -> Self {
         Self {
             address,
+            shown: shown.map(Arc::new),
             standing: Arc::new(Mutex::new(Standing::Stranger { _turn: turn })),
             guests,
-            leave: Arc::default(),
+            door: Arc::default(),
+            allowance,
         }
     }
 
@@ -97,12 +119,18 @@ impl Peer {
         self.address
     }
 
-    /// A call of this connection had a good token.
-    pub fn is_authenticated(&self) {
+    /// The certificate that the client has the key of, where it was asked for one.
+    pub fn shown(&self) -> Option<&ShownChain> {
+        self.shown.as_deref()
+    }
+
+    /// A call of this connection had a good token, of a caller of this name.
+    pub fn is_authenticated(&self, caller: &str) {
+        self.allowance.renew();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         match &*standing {
             Standing::Stranger { .. } => {
-                let guest = self.guests.enter(Arc::clone(&self.leave));
+                let guest = self.guests.enter(caller, Arc::clone(&self.door));
                 *standing = Standing::Guest(guest);
             }
             Standing::Guest(guest) => guest.is_back(),
@@ -117,48 +145,80 @@ impl Peer {
 
 impl Connection {
     pub(super) async fn serve(mut self, stream: TcpStream) {
+        if self.tls.config().is_none() {
+            // It comes again, or asks another replica, sooner than if it waited.
+            self.metrics.connections_refused.inc();
+            return;
+        }
         let address = self.client.ip();
+        let waiting = self.metrics.waiting("connection");
         let turn = tokio::select! {
             turn = self.strangers.turn(address, Urgency::NoCertificate) => turn,
             () = self.drain.started() => return,
         };
-        let Ok(turn) = turn else {
-            // Before TLS there is no way to say when to come again.
-            self.metrics.connections_refused.inc();
-            return;
+        drop(waiting);
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(busy) => {
+                // Before TLS there is no way to say when to come again.
+                self.metrics.connections_refused.inc();
+                tracing::debug!(client = %self.client, why = %busy.why, "a connection was closed");
+                return;
+            }
         };
         if has_gone(&stream) {
             return;
         }
-        // What follows is large, and most who wait have not come so far.
-        Box::pin(self.serve_until_closed(stream, turn)).await;
+        // What follows is large, and most who wait have not come so far; what is over
+        // gives back what it took.
+        if let Some(agreed) = Box::pin(self.shake_hands(stream, turn)).await {
+            Box::pin(self.serve_calls(agreed)).await;
+        }
     }
 
-    async fn serve_until_closed(mut self, stream: TcpStream, turn: Turn<IpAddr>) {
-        let _open = self.metrics.connection();
+    /// Agrees with the client on TLS.
+    async fn shake_hands(&mut self, stream: TcpStream, turn: Turn<IpAddr>) -> Option<Agreed> {
+        let open = self.metrics.connection();
         // A message is one small write; waiting to fill a packet only delays it.
         let _ = stream.set_nodelay(true);
-        // An answer and its trailers are two writes; they leave as one packet.
-        let stream = BufWriter::with_capacity(WRITE_BUFFER, stream);
-        let handshake = TlsAcceptor::from(self.tls.config()).accept(stream);
+        let allowance = Allowance::new(self.limits.unproved_bytes);
+        let outbox = Outbox::new(Metered::new(stream, allowance.clone()));
+        let Some(config) = self.tls.config() else {
+            self.metrics.connections_refused.inc();
+            return None;
+        };
+        let handshake = TlsAcceptor::from(config).accept(outbox.clone());
         let handshake = tokio::select! {
-            handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => handshake,
-            () = self.drain.started() => return,
+            handshake = tokio::time::timeout(self.limits.handshake, handshake) => handshake,
+            () = self.drain.started() => return None,
         };
         let Ok(Ok(stream)) = handshake else {
             self.metrics.handshake_failures.inc();
             tracing::debug!(client = %self.client, "a client did not agree on TLS");
-            return;
+            return None;
         };
-        let peer = Peer::stranger(self.client, turn, self.guests.clone());
-        self.serve_calls(stream, peer).await;
+        let shown = ShownChain::of_connection(stream.get_ref().1);
+        let peer = Peer::stranger(self.client, shown, turn, self.guests.clone(), allowance);
+        Some(Agreed {
+            stream: Box::new(stream),
+            outbox,
+            peer,
+            _open: open,
+        })
     }
 
-    async fn serve_calls(&mut self, stream: TlsStream<BufWriter<TcpStream>>, peer: Peer) {
-        let calls = &self.calls;
+    async fn serve_calls(&mut self, agreed: Agreed) {
+        let Agreed {
+            stream,
+            outbox,
+            peer,
+            _open,
+        } = agreed;
+        outbox.put_off();
+        let (calls, limits) = (&self.calls, self.limits);
         let service = {
             let peer = peer.clone();
-            service_fn(move |request| answer(calls.clone(), request, peer.clone()))
+            service_fn(move |request| answer(calls.clone(), request, peer.clone(), limits.call))
         };
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -172,24 +232,48 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
+            ended = sending(connection.as_mut(), &outbox) => Some(ended),
             () = self.drain.started() => None,
-            () = stay(&peer) => None,
+            () = stay(&peer, limits.stranger) => None,
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 connection.as_mut().graceful_shutdown();
                 // Time for the calls in hand, and for the client to read on.
-                let rest = tokio::time::timeout(2 * CALL_TIMEOUT, connection);
-                rest.await.unwrap_or(Ok(()))
+                let rest = sending(connection, &outbox);
+                let rest = tokio::time::timeout(2 * limits.call, rest);
+                tokio::select! {
+                    rest = rest => rest.unwrap_or(Ok(())),
+                    () = peer.door.cut() => Ok(()),
+                }
             }
         };
+        if peer.allowance.is_used_up() {
+            self.metrics.connections_flooded.inc();
+        }
         if let Err(error) = ended {
             // Whatever went wrong on the connection is the client's affair.
             tracing::debug!(client = %self.client, %error, "a client's connection ended with an error");
         }
     }
+}
+
+/// Runs a connection, and sends what it has to say each time that it pauses.
+async fn sending(
+    mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>,
+    outbox: &ClientOutbox,
+) -> io::Result<()> {
+    poll_fn(|cx| {
+        let polled = connection.as_mut().poll(cx);
+        let sent = outbox.poll_send(cx);
+        match (polled, sent) {
+            (Poll::Ready(ended), _) => Poll::Ready(ended.map_err(io::Error::other)),
+            (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Pending, _) => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Whether the client hung up while it waited.
@@ -203,15 +287,15 @@ fn has_gone(stream: &TcpStream) -> bool {
 
 /// How long a client may stay: a stranger not for long, a guest until somebody
 /// else needs the place, and nobody for ever.
-async fn stay(peer: &Peer) {
+async fn stay(peer: &Peer, stranger: Duration) {
     let too_long_a_stranger = async {
-        tokio::time::sleep(STRANGER_TIMEOUT).await;
+        tokio::time::sleep(stranger).await;
         if peer.is_guest() {
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
-        () = peer.leave.notified() => {}
+        () = peer.door.leave() => {}
         () = too_long_a_stranger => {}
         () = tokio::time::sleep(MAX_AGE) => {}
     }
@@ -222,9 +306,10 @@ async fn answer(
     mut calls: Calls,
     mut request: hyper::Request<Incoming>,
     peer: Peer,
+    time: Duration,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
     request.extensions_mut().insert(peer);
-    match tokio::time::timeout(CALL_TIMEOUT, calls.call(request)).await {
+    match tokio::time::timeout(time, calls.call(request)).await {
         Ok(answered) => answered,
         Err(_) => Ok(Status::deadline_exceeded("the call took too long").into_http()),
     }

@@ -50,7 +50,14 @@ pub(super) fn sentence(authority: &Authority, now: SystemTime) -> String {
     let Authority {
         kind, generation, ..
     } = authority;
+    let has_expired = authority
+        .not_after
+        .as_ref()
+        .is_none_or(|ends| time(ends) <= now);
     let advice = match kind {
+        AuthorityKind::Root if has_expired => {
+            "the CA makes another and signs with it as soon as it can; renew an upstream's there"
+        }
         AuthorityKind::Root => "run `bulkhead ca rotate-root`",
         AuthorityKind::Intermediate | AuthorityKind::Jwt => {
             "the CA should have replaced it: see its log, and its upstream"

@@ -1,11 +1,13 @@
 //! What workloads hold, as control has written it into the object.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bulkhead_crds::certificate_authority::Proxies;
 use bulkhead_pki::bundle::BundleId;
 use bulkhead_pki::certificate::Fingerprint;
 use bulkhead_runtime::clock::Clock;
+use tokio::time::Instant;
 
 use super::Latest;
 use crate::rotation::holders::{HolderReport, Holders, Missing};
@@ -19,6 +21,9 @@ pub struct ReportedHolders {
     latest: Latest,
     clock: Clock,
     silent: Option<Duration>,
+    /// When control says that it wrote, and when that was first seen here: the
+    /// clock of another machine alone tells no age.
+    seen: Mutex<Option<(SystemTime, Instant)>>,
 }
 
 impl ReportedHolders {
@@ -29,6 +34,7 @@ impl ReportedHolders {
             latest,
             clock,
             silent,
+            seen: Mutex::default(),
         }
     }
 
@@ -38,7 +44,26 @@ impl ReportedHolders {
         let Some(proxies) = status.and_then(|status| status.proxies.as_ref()) else {
             return unknown("has not said yet what proxies hold; is it running?".to_owned());
         };
-        read(proxies, bundle, signing_root, self.clock.now())
+        let now = self.clock.now();
+        let report = read(proxies, bundle, signing_root, now);
+        let age = self.age_of(SystemTime::from(proxies.at.0));
+        HolderReport {
+            at: report.at.map(|at| at.min(now - age)),
+            ..report
+        }
+    }
+
+    /// For how long what control wrote then has been known here.
+    fn age_of(&self, written: SystemTime) -> Duration {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, since) = seen.unwrap_or((written, Instant::now()));
+        let since = if before == written {
+            since
+        } else {
+            Instant::now()
+        };
+        *seen = Some((written, since));
+        since.elapsed()
     }
 }
 
@@ -58,6 +83,12 @@ fn read(
     now: SystemTime,
 ) -> HolderReport {
     let at = SystemTime::from(proxies.at.0);
+    if at.duration_since(now).is_ok_and(|ahead| ahead > FRESH) {
+        return unknown(format!(
+            "says what proxies hold at {}, which is in the future: one of the clocks is wrong",
+            proxies.at.0
+        ));
+    }
     if now.duration_since(at).is_ok_and(|age| age > FRESH) {
         return unknown(format!(
             "has not said since {} what proxies hold; is it running?",
@@ -135,6 +166,19 @@ mod tests {
         let stale = read(&proxies(), &bundle(), &root("a"), later);
         assert_eq!(stale.at, None, "control is away");
         assert!(stale.missing[0].reason.contains("1970"), "{stale:?}");
+    }
+
+    #[test]
+    fn what_control_says_of_the_future_is_not_known_now() {
+        let ahead = Proxies {
+            at: Time((UNIX_EPOCH + 10 * FRESH).try_into().unwrap()),
+            ..proxies()
+        };
+        let report = read(&ahead, &bundle(), &root("a"), UNIX_EPOCH);
+        assert_eq!(report.at, None);
+        assert!(report.missing[0].reason.contains("clocks"), "{report:?}");
+        let now = UNIX_EPOCH + 9 * FRESH;
+        assert!(read(&ahead, &bundle(), &root("a"), now).at.is_some());
     }
 
     #[test]

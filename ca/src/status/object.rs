@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use bulkhead_crds::certificate_authority::{
-    self as crd, Authority, AuthorityKind, AuthorityState, CertificateAuthorityStatus,
-    TrustBundleStatus, Upstream, UpstreamKind, UpstreamState, condition,
+    Authority, AuthorityKind, AuthorityState, CertificateAuthorityStatus, Phase, TrustBundleStatus,
+    Upstream, UpstreamKind, UpstreamState, condition,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::expiry::{self, urgency};
-use crate::issuer::status::{self as own, AuthorityStatus, Status, UpstreamStatus};
+use crate::issuer::status::{AuthorityStatus, Status, UpstreamStatus};
 
 /// Everything that the CA writes: all of the status but what control does.
 /// `before` is what is stored, for when conditions changed; `generation` is of
@@ -32,7 +32,7 @@ pub(super) fn status(
     ];
     CertificateAuthorityStatus {
         observed_generation: generation,
-        phase: Some(phase(status.phase)),
+        phase: Some(status.phase),
         message: Some(status.message.clone()),
         root_generation: Some(number(status.root_generation)),
         target_generation: Some(number(status.target_generation)),
@@ -105,7 +105,7 @@ fn ready(authorities: &[Authority], now: SystemTime) -> Found {
 fn rotation(status: &Status) -> Found {
     Found {
         type_: condition::ROTATION_PROGRESSING,
-        is_true: !matches!(status.phase, own::Phase::Settled | own::Phase::Blocked),
+        is_true: !matches!(status.phase, Phase::Settled | Phase::Blocked),
         reason: status.phase.as_str(),
         message: status.message.clone(),
     }
@@ -133,18 +133,9 @@ fn signs(authority: &Authority) -> bool {
 
 fn authority(status: &AuthorityStatus) -> Authority {
     Authority {
-        kind: match status.kind {
-            own::AuthorityKind::Root => AuthorityKind::Root,
-            own::AuthorityKind::Intermediate => AuthorityKind::Intermediate,
-            own::AuthorityKind::Jwt => AuthorityKind::Jwt,
-        },
+        kind: status.kind,
         generation: number(status.generation),
-        state: match status.state {
-            own::AuthorityState::Prepared => AuthorityState::Prepared,
-            own::AuthorityState::Published => AuthorityState::Published,
-            own::AuthorityState::Active => AuthorityState::Active,
-            own::AuthorityState::Retired => AuthorityState::Retired,
-        },
+        state: status.state,
         fingerprint: status.fingerprint.clone(),
         serial: Some(status.serial.clone()),
         not_before: Some(time(status.not_before)),
@@ -162,27 +153,13 @@ fn upstream(status: &UpstreamStatus) -> Upstream {
             "vault" => UpstreamKind::Vault,
             _ => UpstreamKind::SelfSigned,
         },
-        signs: match status.signs {
-            own::UpstreamSigns::Intermediate => crd::UpstreamSigns::Intermediate,
-            own::UpstreamSigns::Leaf => crd::UpstreamSigns::Leaf,
-        },
+        signs: status.signs,
         state: match status.failure {
             None => UpstreamState::Ok,
             Some(_) => UpstreamState::Failing,
         },
         message: status.failure.clone(),
         last_success: status.last_success.map(time),
-    }
-}
-
-fn phase(phase: own::Phase) -> crd::Phase {
-    match phase {
-        own::Phase::Settled => crd::Phase::Settled,
-        own::Phase::Publishing => crd::Phase::Publishing,
-        own::Phase::Switching => crd::Phase::Switching,
-        own::Phase::Renewing => crd::Phase::Renewing,
-        own::Phase::Retiring => crd::Phase::Retiring,
-        own::Phase::Blocked => crd::Phase::Blocked,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_crds::certificate_authority::{
-    AuthorityKind, CertificateAuthority, CertificateAuthorityStatus, NAME,
+    AuthorityKind, CertificateAuthority, CertificateAuthorityStatus, NAME, condition,
 };
 use bulkhead_crds::lease::Held;
 use bulkhead_runtime::clock::Clock;
@@ -35,13 +35,15 @@ const MAX_NOTE: usize = 250;
 /// Writes the status, as one task.
 pub struct Writer {
     api: Api<CertificateAuthority>,
-    recorder: Recorder,
+    client: Client,
     latest: Latest,
     status: watch::Receiver<Arc<Status>>,
     held: Held,
     clock: Clock,
     /// How urgent each authority was when that was last told.
     told: HashMap<(AuthorityKind, u32), Urgency>,
+    /// Whether this replica told, or would have, since it holds the Lease.
+    tells: bool,
     /// What was written last, which the watch may not have shown yet.
     written: Option<CertificateAuthorityStatus>,
 }
@@ -55,18 +57,15 @@ impl Writer {
         held: Held,
         clock: Clock,
     ) -> Self {
-        let reporter = Reporter {
-            controller: REPORTER.to_owned(),
-            instance: None,
-        };
         Self {
             api: Api::namespaced(client.clone(), namespace),
-            recorder: Recorder::new(client, reporter),
+            client,
             latest,
             status,
             held,
             clock,
             told: HashMap::new(),
+            tells: false,
             written: None,
         }
     }
@@ -87,6 +86,7 @@ impl Writer {
             let status = Arc::clone(&self.status.borrow_and_update());
             let Some(object) = object.filter(|_| self.held.is_held()) else {
                 self.written = None;
+                self.tells = false;
                 continue;
             };
             self.tend(&object, &status).await;
@@ -113,11 +113,23 @@ impl Writer {
                 self.tell(object, occurrence).await;
             }
         }
-        for occurrence in self.expiring(&wanted, now) {
-            self.tell(object, occurrence).await;
+        let expiring = self.expiring(&wanted, now);
+        if !self.heir_to_told(&stored) {
+            for occurrence in expiring {
+                self.tell(object, occurrence).await;
+            }
         }
         // Until the watch has shown it.
         self.written = Some(wanted).filter(|written| *written != stored);
+    }
+
+    /// Whether another replica has told of what expires already, as the object
+    /// says: this one tells of what comes after that.
+    fn heir_to_told(&mut self, stored: &CertificateAuthorityStatus) -> bool {
+        let is_heir = !std::mem::replace(&mut self.tells, true);
+        let mut conditions = stored.conditions.iter();
+        is_heir
+            && conditions.any(|found| found.type_ == condition::EXPIRING && found.status == "True")
     }
 
     /// Whether it was written.
@@ -184,7 +196,14 @@ impl Writer {
             secondary: None,
         };
         let reference = object.object_ref(&());
-        let problem = match timeout(DEADLINE, self.recorder.publish(&event, &reference)).await {
+        let reporter = Reporter {
+            controller: REPORTER.to_owned(),
+            instance: None,
+        };
+        // One that has told something counts the next of that kind as the same, whatever
+        // its note: of two roots that came one after the other, one would be told of.
+        let recorder = Recorder::new(self.client.clone(), reporter);
+        let problem = match timeout(DEADLINE, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {DEADLINE:?}"),

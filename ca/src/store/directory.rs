@@ -7,17 +7,21 @@
 //!     state.json root-1.crt root-1.key ... roots.pem bundle.json   0600
 //!   roots.pem bundle.json  0644, copies for whoever hands out trust
 //!   lock                   held while reading (shared) or writing
+//!   leader, followers      held while serving: see [`election`]
 //! ```
 //!
 //! Everything is on disk before `current` points to it: after a crash the
-//! directory holds the old version or the new one, whole.
+//! directory holds the old version or the new one, whole. What `current` does not
+//! point to is removed by whoever comes next, because keys are in it.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
+
+pub mod election;
 
 use super::{BUNDLE, Files, ROOTS, Store, StoreError, Stored, Version, Written};
 
@@ -50,6 +54,7 @@ impl Directory {
             })
             .map_err(at(&directory.path))?;
         refuse_loose_permissions(&directory.path, PRIVATE_DIRECTORY)?;
+        directory.clear_leftovers();
         Ok(directory)
     }
 
@@ -74,6 +79,7 @@ impl Directory {
 
     fn load_and_mend(&self) -> Result<Option<Stored>, StoreError> {
         let stored = self.load_now()?;
+        self.clear_leftovers();
         if let Some(stored) = &stored
             && let Err(error) = self.mend_copies(stored)
         {
@@ -115,10 +121,40 @@ impl Directory {
         if current.as_ref() != previous {
             return Ok(Written::Overtaken);
         }
-        let next = next_version(current.as_ref());
-        let directory = self.path.join(&next.0);
+        match &current {
+            Some(current) => self.remove_leftovers(current)?,
+            None => self.begin()?,
+        }
+        let written = self.replace(files, current.as_ref());
+        // Also of what was not written whole, where the disk was full.
+        let cleared = match self.current()? {
+            Some(current) => self.remove_leftovers(&current),
+            None => Ok(()),
+        };
+        written.and(cleared)?;
+        Ok(Written::Done)
+    }
+
+    /// Makes room for the first version. Where there was a CA and somebody removed
+    /// the link to it, it is not buried under a new one.
+    fn begin(&self) -> Result<(), StoreError> {
+        let first = self.path.join(next_version(None).0);
+        let versions = self.versions()?;
+        let other = versions.iter().find(|version| **version != first);
+        if other.is_some() || self.path.join(ROOTS).exists() {
+            return Err(StoreError::Unlinked {
+                link: self.path.join(CURRENT),
+                version: other.or(versions.first()).cloned(),
+            });
+        }
         // What a crash left behind was never current.
-        remove_if_there(&directory, |path| std::fs::remove_dir_all(path))?;
+        remove_if_there(&first, |path| std::fs::remove_dir_all(path))
+    }
+
+    /// Writes the version after `current`, and lets `current` be that.
+    fn replace(&self, files: &Files, current: Option<&Version>) -> Result<(), StoreError> {
+        let next = next_version(current);
+        let directory = self.path.join(&next.0);
         make_directory(&directory).map_err(at(&directory))?;
         for (name, text) in files {
             let path = directory.join(name);
@@ -131,12 +167,61 @@ impl Directory {
                 self.publish(name, text)?;
             }
         }
-        sync_directory(&self.path)?;
-        if let Some(current) = current {
-            let old = self.path.join(&current.0);
-            std::fs::remove_dir_all(&old).map_err(at(&old))?;
+        sync_directory(&self.path)
+    }
+
+    /// Removes the versions that are not current: those of before, and what
+    /// nobody came to finish. Only for who holds the lock.
+    fn remove_leftovers(&self, current: &Version) -> Result<(), StoreError> {
+        for leftover in self.leftovers(current)? {
+            remove_if_there(&leftover, |path| std::fs::remove_dir_all(path))?;
         }
-        Ok(Written::Done)
+        Ok(())
+    }
+
+    fn leftovers(&self, current: &Version) -> Result<Vec<PathBuf>, StoreError> {
+        let current = self.path.join(&current.0);
+        let versions = self.versions()?.into_iter();
+        Ok(versions.filter(|version| *version != current).collect())
+    }
+
+    fn versions(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(at(&self.path))? {
+            let entry = entry.map_err(at(&self.path))?;
+            if entry.file_name().to_string_lossy().starts_with(VERSION) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes them at any time. Whoever writes now has the lock, and removes what
+    /// is left over then.
+    fn clear_leftovers(&self) {
+        let clear = || -> Result<(), StoreError> {
+            let Some(current) = self.current()? else {
+                return Ok(());
+            };
+            if self.leftovers(&current)?.is_empty() {
+                return Ok(());
+            }
+            let lock = self.lock_file()?;
+            match lock.try_lock() {
+                Ok(()) => match self.current()? {
+                    Some(current) => self.remove_leftovers(&current),
+                    None => Ok(()),
+                },
+                Err(TryLockError::WouldBlock) => Ok(()),
+                Err(TryLockError::Error(error)) => Err(at(&self.path.join(LOCK))(error)),
+            }
+        };
+        if let Err(error) = clear() {
+            tracing::error!(
+                %error,
+                "keys that are not in use any more are still on the disk: removing them failed, and is tried again"
+            );
+        }
     }
 
     /// Lets `current` point to a version, in one step.
@@ -201,7 +286,11 @@ async fn off_the_runtime<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and whoever waits for this with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -338,6 +427,71 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["current", "lock", "roots.pem", "version-2"]);
+    }
+
+    #[test]
+    fn keys_that_a_crash_left_behind_are_gone_at_the_next_look_and_start() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        let first = directory.load_now().unwrap().unwrap().version;
+        directory.write_now(&files("two"), Some(&first)).unwrap();
+        let retired = path.join(&first.0);
+        let unfinished = path.join("version-3");
+        // As far as a write gets that crashes before or after the switch.
+        let crash = || {
+            for left in [&retired, &unfinished] {
+                make_directory(left).unwrap();
+                write_new(&left.join("root.key"), b"one", PRIVATE_FILE).unwrap();
+            }
+        };
+        crash();
+        let stored = directory.load_and_mend().unwrap().unwrap();
+        assert!(!retired.exists() && !unfinished.exists());
+        crash();
+        let again = Directory::open(path.clone()).unwrap();
+        assert!(!retired.exists() && !unfinished.exists());
+        assert_eq!(again.load_now().unwrap().unwrap().version, stored.version);
+    }
+
+    #[test]
+    fn a_ca_whose_link_was_deleted_is_neither_removed_nor_followed_by_another() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        for _ in 0..2 {
+            let target = std::fs::read_link(path.join(CURRENT)).unwrap();
+            std::fs::remove_file(path.join(CURRENT)).unwrap();
+            assert!(directory.load_and_mend().unwrap().is_none());
+            let error = directory.write_now(&files("other"), None).unwrap_err();
+            let advice = format!("ln -s {}", target.display());
+            assert!(error.to_string().contains(&advice), "{error}");
+            symlink(target, path.join(CURRENT)).unwrap();
+            let stored = directory.load_now().unwrap().unwrap();
+            assert_eq!(stored.files, files("one"));
+            directory
+                .write_now(&files("one"), Some(&stored.version))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_half_way_changes_nothing_and_leaves_no_keys() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ca");
+        let directory = Directory::open(path.clone()).unwrap();
+        directory.write_now(&files("one"), None).unwrap();
+        let first = directory.load_now().unwrap().unwrap().version;
+        let mut cannot = files("two");
+        cannot.insert("the.last/one".to_owned(), Zeroizing::new(String::new()));
+        let error = directory.write_now(&cannot, Some(&first)).unwrap_err();
+        assert!(error.to_string().contains("the.last/one"), "{error}");
+        assert!(!path.join("version-2").exists());
+        assert_eq!(directory.load_now().unwrap().unwrap().files, files("one"));
+        let written = directory.write_now(&files("two"), Some(&first)).unwrap();
+        assert_eq!(written, Written::Done);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! The kind is beta and off by default: whether it is there is asked at run
 //! time, again and again, because an API server may be restarted with it.
+//!
+//! The kind has no place for the bundle's sequence, which an annotation says.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +20,8 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::contents::Contents;
-use super::{DEADLINE, FIELD_MANAGER, labels};
+use super::contents::{Contents, Verdict};
+use super::{DEADLINE, FIELD_MANAGER, OF_NOTHING, labels};
 use crate::metrics::Metrics;
 
 /// The signer that the bundle is linked to: whoever asks for "all bundles of
@@ -29,6 +31,8 @@ pub const SIGNER: &str = "ca.bulkhead.io/x509-svid";
 pub const NAME: &str = "ca.bulkhead.io:x509-svid:bulkhead";
 /// Says whose roots they are.
 const TRUST_DOMAIN_LABEL: &str = "ca.bulkhead.io/trust-domain";
+/// Says which version of the bundle it is.
+pub const SEQUENCE_ANNOTATION: &str = "ca.bulkhead.io/trust-bundle-sequence";
 
 const GROUP: &str = "certificates.k8s.io";
 /// The versions that we know, the best first.
@@ -47,7 +51,36 @@ pub struct ClusterPublisher {
     pub trust_domain: TrustDomain,
     /// The SPIFFE bundle document, and every change of it.
     pub document: watch::Receiver<Arc<str>>,
+    /// When the last look at the store began that succeeded.
+    pub store_seen: watch::Receiver<Instant>,
+    /// Whether another CA is in the store, whose replicas publish.
+    pub replaced: watch::Receiver<bool>,
     pub metrics: Metrics,
+}
+
+/// What one look leaves for the next.
+#[derive(Default)]
+struct Seen {
+    /// The kind as it is served, where it is.
+    served: Option<ApiResource>,
+    /// The version of an object that says that it is newer than what this replica
+    /// knows, and when that was noticed.
+    newer: Option<(Option<String>, Instant)>,
+}
+
+/// When a look begins, and when the last one at the store did.
+#[derive(Clone, Copy)]
+struct Now {
+    began: Instant,
+    store_seen: Instant,
+}
+
+/// How a look ended.
+enum Looked {
+    /// There is nothing to do before something changes.
+    Settled,
+    /// Somebody wrote in between.
+    Overtaken,
 }
 
 impl ClusterPublisher {
@@ -55,20 +88,35 @@ impl ClusterPublisher {
     pub async fn run(mut self, mut drain: drain::Watch) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut served = None;
+        let mut seen = Seen::default();
         let mut has_failed = false;
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
                 Ok(()) = self.document.changed() => {}
+                Ok(()) = self.store_seen.changed(), if seen.newer.is_some() => {}
+                Ok(()) = self.replaced.changed() => {}
                 () = drain.started() => return,
             }
+            if *self.replaced.borrow_and_update() {
+                continue;
+            }
+            // Asked for first: what a look showed is in the bundle when it is said that
+            // there was one.
+            let store_seen = *self.store_seen.borrow_and_update();
             let Some(contents) = Contents::of(&self.document.borrow_and_update()) else {
                 continue;
             };
-            let began = Instant::now();
-            let outcome = match timeout(DEADLINE, self.look(&contents, &mut served, began)).await {
-                Ok(Ok(())) => Ok(()),
+            let now = Now {
+                began: Instant::now(),
+                store_seen,
+            };
+            let outcome = match timeout(DEADLINE, self.look(&contents, &mut seen, now)).await {
+                Ok(Ok(Looked::Settled)) => Ok(()),
+                Ok(Ok(Looked::Overtaken)) => {
+                    looks.reset_after(AGAIN);
+                    Ok(())
+                }
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("no answer within {DEADLINE:?}")),
             };
@@ -76,7 +124,7 @@ impl ClusterPublisher {
                 self.metrics.trust_bundle_failures.inc();
                 looks.reset_after(AGAIN);
                 // The kind may be gone, or be served in another version.
-                served = None;
+                seen.served = None;
                 if !has_failed {
                     tracing::error!(
                         error,
@@ -91,47 +139,69 @@ impl ClusterPublisher {
         }
     }
 
-    async fn look(
-        &self,
-        contents: &Contents,
-        served: &mut Option<ApiResource>,
-        began: Instant,
-    ) -> kube::Result<()> {
-        if served.is_none() {
-            *served = find(&self.client, KIND, &VERSIONS).await?;
+    async fn look(&self, contents: &Contents, seen: &mut Seen, now: Now) -> kube::Result<Looked> {
+        if seen.served.is_none() {
+            seen.served = find(&self.client, KIND, &VERSIONS).await?;
         }
-        let Some(resource) = served else {
-            return Ok(());
+        let Some(resource) = &seen.served else {
+            return Ok(Looked::Settled);
         };
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
         let found = api.get_opt(NAME).await?;
-        if found.is_some_and(|found| self.is_right(&found, contents)) {
-            return Ok(());
+        let version = found.as_ref().and_then(DynamicObject::resource_version);
+        let verdict = found.map_or(Verdict::Wrong, |found| self.judge(&found, contents));
+        let before = seen.newer.take();
+        match verdict {
+            Verdict::Right => return Ok(Looked::Settled),
+            Verdict::Wrong => {}
+            Verdict::Newer => {
+                let before = before.filter(|(before, _)| *before == version);
+                let since = before.map_or_else(Instant::now, |(_, since)| since);
+                if now.store_seen <= since {
+                    seen.newer = Some((version, since));
+                    return Ok(Looked::Settled);
+                }
+            }
         }
-        let owners = match self.owner.standing_since(began.into()).await? {
+        let owners = match self.owner.standing_since(now.began.into()).await? {
             Standing::Owned(owners) => owners,
-            Standing::Uninstalling => return Ok(()),
+            Standing::Uninstalling => return Ok(Looked::Settled),
         };
         let mut object = DynamicObject::new(NAME, resource).data(json!({
             "spec": { "signerName": SIGNER, "trustBundle": *contents.roots },
         }));
         object.metadata.labels = Some(self.labels());
+        object.metadata.annotations = Some(annotations(contents));
+        // Only if nobody wrote since it was looked at.
+        object.metadata.resource_version = version.or_else(|| Some(OF_NOTHING.to_owned()));
         object.metadata.owner_references = Some(owners).filter(|owners| !owners.is_empty());
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch(NAME, &parameters, &Patch::Apply(&object)).await?;
+        match api.patch(NAME, &parameters, &Patch::Apply(&object)).await {
+            Err(kube::Error::Api(status)) if status.is_conflict() => {
+                return Ok(Looked::Overtaken);
+            }
+            applied => applied?,
+        };
         self.metrics.trust_bundle_writes.inc();
         tracing::info!(name = NAME, "wrote the trust bundle for the whole cluster");
-        Ok(())
+        Ok(Looked::Settled)
     }
 
-    fn is_right(&self, found: &DynamicObject, contents: &Contents) -> bool {
-        let has = found.labels();
-        found.data["spec"]["trustBundle"] == *contents.roots
+    fn judge(&self, found: &DynamicObject, contents: &Contents) -> Verdict {
+        let (labels, notes) = (found.labels(), found.annotations());
+        let sequence = notes.get(SEQUENCE_ANNOTATION);
+        let sequence = sequence.and_then(|sequence| sequence.parse().ok());
+        let has_all = |has: &BTreeMap<String, String>, all: BTreeMap<String, String>| {
+            all.iter().all(|(name, value)| has.get(name) == Some(value))
+        };
+        let is_right = found.data["spec"]["trustBundle"] == *contents.roots
             && self.owner.is_named_by(&found.metadata)
-            && self
-                .labels()
-                .iter()
-                .all(|(name, value)| has.get(name) == Some(value))
+            && has_all(notes, annotations(contents))
+            && has_all(labels, self.labels());
+        match is_right {
+            true => Verdict::Right,
+            false => contents.beside(sequence),
+        }
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
@@ -143,6 +213,11 @@ impl ClusterPublisher {
         }
         labels
     }
+}
+
+fn annotations(contents: &Contents) -> BTreeMap<String, String> {
+    let sequence = contents.sequence.to_string();
+    BTreeMap::from([(SEQUENCE_ANNOTATION.to_owned(), sequence)])
 }
 
 /// The resource of a kind of Kubernetes' certificates, in the first of these

@@ -12,20 +12,34 @@ pub(super) struct Contents {
     /// In PEM, the one that signs first.
     pub(super) roots: Arc<str>,
     pub(super) document: Arc<str>,
+    /// Which version of the bundle it is.
+    pub(super) sequence: u64,
+}
+
+/// How what is stored somewhere compares with what this replica would write
+/// there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    Right,
+    Wrong,
+    /// It says that it is of after what this replica knows.
+    Newer,
 }
 
 impl Contents {
     /// Nothing where the document is of no use, which is said.
     pub(super) fn of(document: &Arc<str>) -> Option<Self> {
         let read = TrustBundleDocument::from_json(document).map_err(|error| error.to_string());
-        let roots = read.and_then(|read| {
+        let read = read.and_then(|read| {
             let roots = Roots::new(read.x509_authorities);
-            roots.map_err(|error| error.to_string())
+            let roots = roots.map_err(|error| error.to_string())?;
+            Ok((roots, read.sequence))
         });
-        match roots {
-            Ok(roots) => Some(Self {
+        match read {
+            Ok((roots, sequence)) => Some(Self {
                 roots: roots.to_pem().into(),
                 document: Arc::clone(document),
+                sequence,
             }),
             Err(error) => {
                 tracing::error!(
@@ -36,4 +50,19 @@ impl Contents {
             }
         }
     }
+
+    /// What is to be said of a bundle that differs, by its sequence where it has
+    /// one.
+    pub(super) fn beside(&self, stored: Option<u64>) -> Verdict {
+        match stored {
+            Some(stored) if stored > self.sequence => Verdict::Newer,
+            Some(_) | None => Verdict::Wrong,
+        }
+    }
+}
+
+/// The sequence of a document that others may have written.
+pub(super) fn sequence_of(document: &str) -> Option<u64> {
+    let read = TrustBundleDocument::from_json(document).ok()?;
+    Some(read.sequence)
 }

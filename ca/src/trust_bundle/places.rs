@@ -1,6 +1,6 @@
 //! What is known of each namespace, and which one is next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -9,6 +9,8 @@ use kube::api::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use tokio::time::{Duration, Instant};
+
+use super::contents::Verdict;
 
 /// Between two writes in one namespace, failed or not. It grows while they
 /// follow each other: somebody's GitOps tool may want another ConfigMap.
@@ -29,6 +31,8 @@ pub(super) struct Places {
     /// To be looked at then.
     later: BTreeSet<(Instant, String)>,
     right: BTreeSet<String>,
+    /// Where what is stored says that it is newer than what this replica knows.
+    newer: BTreeMap<String, Newer>,
     lists: Lists,
 }
 
@@ -40,6 +44,13 @@ struct Lists {
     config_maps: HashMap<String, ConfigMap>,
     are_namespaces_complete: bool,
     are_config_maps_complete: bool,
+}
+
+/// A bundle that may be of after what this replica knows, or somebody's lie.
+struct Newer {
+    resource_version: Option<String>,
+    /// When it was noticed.
+    since: Instant,
 }
 
 struct Place {
@@ -108,12 +119,25 @@ impl Places {
         self.due.extend(self.known.keys().cloned());
     }
 
-    /// The next namespace to write to, which is then being written to. `is_right`
-    /// tells whether what is stored is as it should be.
+    /// Looks again wherever a newer bundle was found than this replica knew.
+    pub(super) fn newer_due(&mut self) {
+        self.due.extend(self.newer.keys().cloned());
+    }
+
+    /// The version of what is stored in a namespace, if there is something.
+    pub(super) fn version(&self, name: &str) -> Option<String> {
+        self.stored.get(name)?.resource_version()
+    }
+
+    /// The next namespace to write to, which is then being written to. `judge`
+    /// tells whether what is stored is as it should be; what is newer is written
+    /// to only where the CA's own store was `seen` after that was noticed, and
+    /// knows nothing of it.
     pub(super) fn next(
         &mut self,
         now: Instant,
-        is_right: impl Fn(&ConfigMap) -> bool,
+        seen: Instant,
+        judge: impl Fn(&ConfigMap) -> Verdict,
     ) -> Option<String> {
         if !self.lists.are_namespaces_complete || !self.lists.are_config_maps_complete {
             return None;
@@ -129,17 +153,25 @@ impl Places {
         }
         while let Some(name) = self.due.pop_first() {
             // What is being written is looked at again when that is done.
-            let Some(place) = self.known.get_mut(&name) else {
-                continue;
-            };
-            if place.is_being_written {
+            if self
+                .known
+                .get(&name)
+                .is_none_or(|place| place.is_being_written)
+            {
                 continue;
             }
-            if self.stored.get(&name).is_some_and(&is_right) {
+            let verdict = self.stored.get(&name).map_or(Verdict::Wrong, &judge);
+            if verdict != Verdict::Newer {
+                self.newer.remove(&name);
+            }
+            if verdict == Verdict::Right
+                || verdict == Verdict::Newer && !self.is_lie(&name, now, seen)
+            {
                 self.right.insert(name);
                 continue;
             }
             self.right.remove(&name);
+            let place = self.known.get_mut(&name).expect("it was just looked at");
             match place.may_write {
                 Some(at) if at > now => {
                     self.later.insert((at, name));
@@ -151,6 +183,24 @@ impl Places {
             }
         }
         None
+    }
+
+    /// Whether a bundle that says that it is newer was not there yet when the CA's
+    /// store, which is written first, was seen last.
+    fn is_lie(&mut self, name: &str, now: Instant, seen: Instant) -> bool {
+        let resource_version = self.version(name);
+        let known = self.newer.get(name);
+        match known.filter(|newer| newer.resource_version == resource_version) {
+            Some(newer) => seen > newer.since,
+            None => {
+                let newer = Newer {
+                    resource_version,
+                    since: now,
+                };
+                self.newer.insert(name.to_owned(), newer);
+                false
+            }
+        }
     }
 
     /// Notes that a write has ended, and what is stored since, if it is known.
@@ -193,6 +243,7 @@ impl Places {
     fn forget(&mut self, name: &str) {
         self.known.remove(name);
         self.right.remove(name);
+        self.newer.remove(name);
     }
 }
 
@@ -227,7 +278,11 @@ mod tests {
             places.namespace(Event::InitApply(object), |_| true);
         }
         places.namespace(Event::InitDone, |_| true);
-        assert_eq!(places.next(Instant::now(), |_| true), None, "half is known");
+        assert_eq!(
+            places.next(Instant::now(), Instant::now(), |_| Verdict::Right),
+            None,
+            "half is known"
+        );
         places.config_map(Event::Init);
         for namespace in config_maps {
             places.config_map(Event::InitApply(config_map(namespace)));
@@ -240,12 +295,18 @@ mod tests {
     fn only_namespaces_without_the_right_bundle_are_written_to() {
         let now = Instant::now();
         let mut places = listed(&["a", "b", "c"], &["b", "of-no-namespace"]);
-        assert_eq!(places.next(now, |_| true).as_deref(), Some("a"));
-        assert_eq!(places.next(now, |_| true).as_deref(), Some("c"));
-        assert_eq!(places.next(now, |_| true), None);
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Right).as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Right).as_deref(),
+            Some("c")
+        );
+        assert_eq!(places.next(now, now, |_| Verdict::Right), None);
         assert_eq!(places.right(), 1);
         places.finished("a", Some(config_map("a")), now);
-        assert_eq!(places.next(now, |_| true), None);
+        assert_eq!(places.next(now, now, |_| Verdict::Right), None);
         assert_eq!(places.right(), 2);
     }
 
@@ -253,24 +314,44 @@ mod tests {
     fn another_root_reaches_every_namespace() {
         let now = Instant::now();
         let mut places = listed(&["a", "b"], &["a", "b"]);
-        assert_eq!(places.next(now, |_| true), None);
+        assert_eq!(places.next(now, now, |_| Verdict::Right), None);
         places.all_due();
-        assert_eq!(places.next(now, |_| false).as_deref(), Some("a"));
-        assert_eq!(places.next(now, |_| false).as_deref(), Some("b"));
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Wrong).as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Wrong).as_deref(),
+            Some("b")
+        );
     }
 
     #[test]
     fn a_namespace_is_written_to_once_at_a_time_and_not_again_at_once() {
         let now = Instant::now();
         let mut places = listed(&["a"], &[]);
-        assert_eq!(places.next(now, |_| true).as_deref(), Some("a"));
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Right).as_deref(),
+            Some("a")
+        );
         places.all_due();
-        assert_eq!(places.next(now, |_| true), None, "it is being written");
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Right),
+            None,
+            "it is being written"
+        );
         places.finished("a", None, now);
-        assert_eq!(places.next(now, |_| true), None, "it failed just now");
+        assert_eq!(
+            places.next(now, now, |_| Verdict::Right),
+            None,
+            "it failed just now"
+        );
         let at = places.wake().expect("it is tried again");
         assert!(at > now && at <= now + LONGEST_PAUSE);
-        assert_eq!(places.next(at, |_| true).as_deref(), Some("a"));
+        assert_eq!(
+            places.next(at, at, |_| Verdict::Right).as_deref(),
+            Some("a")
+        );
     }
 
     #[test]
@@ -279,6 +360,25 @@ mod tests {
         let mut places = listed(&["a"], &[]);
         let gone = named("a").into_request_partial::<Namespace>();
         places.namespace(Event::Delete(gone), |_| true);
-        assert_eq!(places.next(now, |_| true), None);
+        assert_eq!(places.next(now, now, |_| Verdict::Right), None);
+    }
+
+    #[test]
+    fn a_bundle_that_says_it_is_newer_stays_until_the_store_is_seen_to_know_nothing_of_it() {
+        let (now, later) = (Instant::now(), Instant::now() + LONGEST_PAUSE);
+        let mut places = listed(&["a"], &["a"]);
+        let newer = |_: &ConfigMap| Verdict::Newer;
+        assert_eq!(places.next(now, now, newer), None);
+        assert_eq!(places.right(), 1, "nobody lacks anything there");
+        places.newer_due();
+        assert_eq!(places.next(later, now, newer), None, "a look of before");
+        // Another one is noticed anew, and compared with looks of after that.
+        let mut another = config_map("a");
+        another.metadata.resource_version = Some("2".to_owned());
+        places.config_map(Event::Apply(another));
+        assert_eq!(places.next(later, later, newer), None);
+        places.newer_due();
+        let after = later + FIRST_PAUSE;
+        assert_eq!(places.next(after, after, newer).as_deref(), Some("a"));
     }
 }

@@ -1,22 +1,32 @@
 //! What an upstream gave, before anybody relies on it: certificates in some
 //! order, with or without roots.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::authority::Authority;
-use bulkhead_pki::bundle::{Roots, TrustBundle};
+use bulkhead_pki::bundle::Roots;
 use bulkhead_pki::certificate::Certificate;
+use bulkhead_pki::elsewhere::{ElsewhereError, Signed, Span};
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::{ServerName, ServingCertificate};
 use bulkhead_pki::svid::SvidChain;
-use bulkhead_pki::verifier::{PeerVerifier, Role};
 
-use super::{Reason, SignedChain, UpstreamError};
+use super::{Reason, SignedChain, SignedServing, UpstreamError};
 use crate::vet::VettedCsr;
 
 /// The longest PEM text that an upstream may give, in bytes.
 pub const MAX_PEM: usize = 256 * 1024;
+
+/// By how much the clocks of this CA and of an upstream may differ without
+/// anything being refused that was asked for.
+const CLOCKS: Duration = Duration::from_secs(30);
+
+/// The lifetime that an upstream is asked for, so that by our clock a leaf is
+/// not valid for longer than `lifetime`.
+pub(super) fn lifetime_to_ask(lifetime: Duration) -> Duration {
+    lifetime - CLOCKS.min(lifetime / 10)
+}
 
 /// Certificates that an upstream gave: what was asked for first, then whatever
 /// is above it.
@@ -90,39 +100,29 @@ impl Answer {
         self,
         csr: &VettedCsr,
         trust_domain: &TrustDomain,
-        now: SystemTime,
-    ) -> Result<SignedChain, UpstreamError> {
+        span: Span,
+    ) -> Result<Signed<SvidChain>, UpstreamError> {
+        let wanted = (csr.id(), csr.public_key());
+        Signed::svid(self.certificates, &self.roots, trust_domain, wanted, span)
+            .map_err(|error| not_as_asked(&error))
+    }
+
+    /// This server's own certificate, judged as its clients will.
+    pub fn into_serving(
+        self,
+        names: &[ServerName],
+        key: PrivateKey,
+        span: Span,
+    ) -> Result<SignedServing, UpstreamError> {
         let Self {
-            mut certificates,
+            certificates,
             roots,
         } = self;
-        if certificates.is_empty() {
-            return Err(unusable(
-                "it answered with a root, and a leaf was asked for",
-            ));
-        }
-        let intermediates = certificates.split_off(1);
-        let svid = SvidChain::new(certificates.swap_remove(0), intermediates)
-            .map_err(|error| unusable(format!("what it signed is no SVID: {error}")))?;
-        if svid.id() != csr.id() || !svid.is_for(csr.public_key()) {
-            return Err(unusable(format!(
-                "it signed {} where {} was asked for, or another key",
-                svid.id(),
-                csr.id()
-            )));
-        }
-        let bundle = TrustBundle::new(trust_domain.clone(), roots.clone());
-        let verifier = PeerVerifier::only(Arc::new(bundle), csr.id().clone());
-        let presented = svid.to_der();
-        for role in [Role::Client, Role::Server] {
-            verifier
-                .verify(&presented[0], &presented[1..], role, now)
-                .map_err(|error| unusable(format!("peers would refuse what it signed: {error}")))?;
-        }
-        let chain = std::iter::once(svid.leaf()).chain(svid.intermediates());
-        Ok(SignedChain {
-            chain: chain.cloned().collect(),
-            roots,
+        let signed = Signed::<ServingCertificate>::serving(certificates, &roots, names, key, span);
+        let Signed { certificate, root } = signed.map_err(|error| not_as_asked(&error))?;
+        Ok(SignedServing {
+            certificate,
+            roots: root_first(&root, &roots),
         })
     }
 }
@@ -141,6 +141,10 @@ impl SignedChain {
 pub(super) fn root_first(root: &Certificate, roots: &Roots) -> Roots {
     let ordered = std::iter::once(root).chain(roots.certificates()).cloned();
     Roots::new(ordered).expect("these were roots already")
+}
+
+fn not_as_asked(error: &ElsewhereError) -> UpstreamError {
+    unusable(format!("what it signed is not what was asked for: {error}"))
 }
 
 fn unusable(message: impl Into<String>) -> UpstreamError {

@@ -21,12 +21,15 @@ use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::authority::Authority;
 use bulkhead_pki::authority::foreign::ForeignError;
 use bulkhead_pki::bundle::Roots;
+use bulkhead_pki::elsewhere::Signed;
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::ServerName;
+use bulkhead_pki::svid::SvidChain;
 use bulkhead_runtime::clock::Clock;
 
 use self::set::{Digest, FileSet};
 use super::answer::root_first;
-use super::{Reason, SignedChain, Upstream, UpstreamError};
+use super::{Reason, SignedChain, SignedServing, Upstream, UpstreamError};
 use crate::issuer::status::UpstreamSigns;
 use crate::vet::VettedCsr;
 
@@ -185,6 +188,15 @@ impl Seen {
 }
 
 impl Good {
+    /// Of everything that is told to others.
+    fn fingerprint(&self) -> String {
+        let told = self.authority.intermediates().iter();
+        let told = told.chain(self.roots.certificates());
+        told.map(|part| part.fingerprint().to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         self.authority.intermediates() == other.authority.intermediates()
             && self.authority.root() == other.authority.root()
@@ -219,18 +231,39 @@ impl Upstream for Files {
         &self,
         csr: &VettedCsr,
         lifetime: Duration,
-    ) -> Result<SignedChain, UpstreamError> {
+    ) -> Result<Signed<SvidChain>, UpstreamError> {
         let good = self.good()?;
         let now = self.clock.now();
-        let svid = good
+        let certificate = good
             .authority
             .issue_svid(csr.id(), csr.public_key(), lifetime, now)
             .map_err(|error| not_signed(&self.directory, &error))?;
-        let chain = std::iter::once(svid.leaf()).chain(svid.intermediates());
-        Ok(SignedChain {
-            chain: chain.cloned().collect(),
-            roots: good.roots.clone(),
-        })
+        let root = good.authority.root().clone();
+        Ok(Signed { certificate, root })
+    }
+
+    async fn sign_serving(
+        &self,
+        names: &[ServerName],
+        lifetime: Duration,
+    ) -> Result<SignedServing, UpstreamError> {
+        self.look().await;
+        let good = self.good()?;
+        let now = self.clock.now();
+        let certificate = good
+            .authority
+            .issue_serving(names, lifetime, now)
+            .map_err(|error| not_signed(&self.directory, &error))?;
+        let roots = good.roots.clone();
+        Ok(SignedServing { certificate, roots })
+    }
+
+    /// The set that signs, wherever it lies.
+    fn origin(&self) -> String {
+        match self.good() {
+            Ok(good) => format!("files {}", good.fingerprint()),
+            Err(_) => "files".to_owned(),
+        }
     }
 
     async fn changed(&self) {

@@ -3,6 +3,7 @@
 //! ```text
 //!  sign_intermediate ─▶ POST <mount>/root/sign-intermediate ─┐
 //!  sign_leaf ─────────▶ POST <mount>/sign/<role> ────────────┼─▶ Answer, checked
+//!  sign_serving ──────▶ POST <mount>/sign/<role> ────────────┤
 //!                                                            │
 //!  login ─▶ a file with a token, read each time, or ─────────┘
 //!           POST auth/<path>/login with a ServiceAccount's token
@@ -21,15 +22,18 @@ use std::time::Duration;
 
 use bulkhead_core::identity::TrustDomain;
 use bulkhead_pki::csr;
+use bulkhead_pki::elsewhere::{Signed, Span};
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::ServerName;
+use bulkhead_pki::svid::SvidChain;
 use bulkhead_runtime::backoff::{Backoff, jitter};
 use bulkhead_runtime::clock::Clock;
 use serde_json::{Value, json};
 
 use self::client::Client;
 use self::login::Login;
-use super::answer::Answer;
-use super::{Reason, SignedChain, Upstream, UpstreamError, read_roots};
+use super::answer::{Answer, lifetime_to_ask};
+use super::{Reason, SignedChain, SignedServing, Upstream, UpstreamError, read_roots};
 use crate::vet::VettedCsr;
 
 pub use self::client::{Url, UrlError};
@@ -50,7 +54,7 @@ pub struct VaultSettings {
     pub namespace: Option<String>,
     /// Where the PKI engine is mounted.
     pub mount: String,
-    /// The role that signs leaves.
+    /// The role that signs leaves, where leaves are signed there.
     pub role: Option<String>,
     pub authentication: VaultAuthentication,
 }
@@ -125,6 +129,19 @@ impl Vault {
         }
     }
 
+    /// Asks the role of leaves.
+    async fn sign_by_role(&self, body: &Value) -> Result<Answer, UpstreamError> {
+        let Some(role) = &self.role else {
+            return Err(UpstreamError::new(
+                Reason::Unusable,
+                "leaves are signed by a role of Vault, and none was named: set \
+                 BULKHEAD_CA_VAULT_ROLE",
+            ));
+        };
+        self.sign(&format!("{}/sign/{role}", self.mount), body)
+            .await
+    }
+
     async fn sign_once(&self, path: &str, body: &Value) -> Result<Vec<u8>, UpstreamError> {
         let token = self.login.token(&self.client).await?;
         self.client.post(path, Some(&token), body).await
@@ -168,30 +185,57 @@ impl Upstream for Vault {
         &self,
         csr: &VettedCsr,
         lifetime: Duration,
-    ) -> Result<SignedChain, UpstreamError> {
-        let Some(role) = &self.role else {
-            return Err(UpstreamError::new(
-                Reason::Unusable,
-                "leaves are signed by a role of Vault, and none was named",
-            ));
-        };
+    ) -> Result<Signed<SvidChain>, UpstreamError> {
         let body = json!({
             "csr": csr.csr().to_pem(),
             "uri_sans": csr.id().as_str(),
             "exclude_cn_from_sans": true,
-            "ttl": ttl(lifetime),
+            "ttl": ttl(lifetime_to_ask(lifetime)),
             "format": "pem",
         });
-        let answer = self
-            .sign(&format!("{}/sign/{role}", self.mount), &body)
-            .await?;
-        answer.into_leaf(csr, &self.trust_domain, self.clock.now())
+        let answer = self.sign_by_role(&body).await?;
+        let now = self.clock.now();
+        answer.into_leaf(csr, &self.trust_domain, Span { now, lifetime })
+    }
+
+    async fn sign_serving(
+        &self,
+        names: &[ServerName],
+        lifetime: Duration,
+    ) -> Result<SignedServing, UpstreamError> {
+        let key = PrivateKey::generate()
+            .map_err(|error| UpstreamError::new(Reason::Unusable, error.to_string()))?;
+        let request = csr::create_serving(&key, names).map_err(not_made)?;
+        let (dns, ips): (Vec<&ServerName>, Vec<&ServerName>) = names
+            .iter()
+            .partition(|name| matches!(name, ServerName::Dns(_)));
+        let body = json!({
+            "csr": request,
+            "alt_names": joined(&dns),
+            "ip_sans": joined(&ips),
+            "exclude_cn_from_sans": true,
+            "ttl": ttl(lifetime_to_ask(lifetime)),
+            "format": "pem",
+        });
+        let answer = self.sign_by_role(&body).await?;
+        let now = self.clock.now();
+        answer.into_serving(names, key, Span { now, lifetime })
+    }
+
+    fn origin(&self) -> String {
+        let role = self.role.as_deref().unwrap_or_default();
+        format!("{} {} {role}", self.client, self.mount)
     }
 
     /// Vault does not tell.
     async fn changed(&self) {
         std::future::pending().await
     }
+}
+
+fn joined(names: &[&ServerName]) -> String {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    names.join(",")
 }
 
 fn not_made(error: csr::CreateError) -> UpstreamError {

@@ -36,6 +36,7 @@ async fn a_refusal_after_authentication_names_the_caller() {
     ca.call(Some(&token), request).await.unwrap_err();
     let records = logs.records();
     assert_eq!(records[0]["caller"], cart().as_str());
+    assert_eq!(records[0]["identity"], cart().as_str());
     let detail = records[0]["detail"].as_str().unwrap();
     assert!(
         detail.contains("spiffe://cluster.local/ns/a/sa/admin"),

@@ -13,8 +13,12 @@ use bulkhead_ca::serving::ServingTls;
 use bulkhead_pki::serving::ServerName;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
+use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Readiness;
 
-use crate::support::{Ca, Client, DAY, ISSUER, Place, issuer, now, request, token_for_cart};
+use crate::support::{
+    Ca, Client, DAY, ISSUER, Place, issuer, issuer_with, now, request, token_for_cart,
+};
 
 async fn start(place: &Place) -> App {
     App::start(place.config(), Dependencies::default())
@@ -121,18 +125,33 @@ async fn the_intermediate_is_renewed_at_half_of_its_life_and_replicas_follow() {
     );
 }
 
-#[tokio::test]
-async fn an_intermediate_that_expired_while_nobody_ran_is_renewed_at_the_start() {
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_is_gone_from_the_metrics_as_well() {
     let place = Place::new();
-    let clock = Clock::stopped_at(now());
-    drop(issuer(&place, &clock).await);
-    clock.advance(400 * DAY);
-    let issuer = issuer(&place, &clock).await;
-    let names = [ServerName::parse("a.b").unwrap()];
-    let refused = issuer.issue_serving(&names, DAY).await.unwrap_err();
-    assert!(refused.to_string().contains("has expired"), "{refused}");
+    let clock = Clock::paced_from(now());
+    let monitoring = Monitoring::default();
+    let metrics = Metrics::new(&monitoring);
+    let issuer = issuer_with(&place, &clock, place.config().lifetimes, metrics).await;
+    let expiries = || {
+        let text = monitoring.metrics();
+        let name = "bulkhead_ca_certificate_expiry_timestamp_seconds{certificate=\"intermediate\",";
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let lines = lines.map(|line| line.split('}').next().unwrap().to_owned());
+        let mut labels: Vec<_> = lines.collect();
+        labels.sort();
+        labels
+    };
+    assert_eq!(expiries(), ["generation=\"1\",state=\"active\""]);
+    tokio::time::advance(183 * DAY).await;
     issuer.look().await.unwrap();
-    assert!(!signer(&issuer).await.is_empty());
+    let both = [
+        "generation=\"1\",state=\"active\"",
+        "generation=\"2\",state=\"published\"",
+    ];
+    assert_eq!(expiries(), both);
+    tokio::time::advance(Duration::from_secs(61)).await;
+    issuer.look().await.unwrap();
+    assert_eq!(expiries(), ["generation=\"2\",state=\"active\""]);
 }
 
 #[tokio::test]
@@ -141,15 +160,25 @@ async fn the_servers_own_certificate_is_renewed_before_it_expires_without_a_rest
     let clock = Clock::stopped_at(now());
     let issuer = issuer(&place, &clock).await;
     let names = vec![ServerName::parse("a.b").unwrap()];
-    let tls = ServingTls::open(issuer, names, clock.clone(), Metrics::default());
-    let tls = tls.await.unwrap();
-    let (config, not_after) = (tls.config(), tls.not_after());
+    let tls = serving(issuer, names, &clock, Metrics::default()).await;
+    let (config, not_after) = (tls.config().unwrap(), tls.not_after());
     tls.renew_if_due().await.unwrap();
-    assert!(Arc::ptr_eq(&tls.config(), &config), "not due yet");
+    assert!(Arc::ptr_eq(&tls.config().unwrap(), &config), "not due yet");
     clock.advance(DAY / 10 * 9);
     tls.renew_if_due().await.unwrap();
-    assert!(!Arc::ptr_eq(&tls.config(), &config));
+    assert!(!Arc::ptr_eq(&tls.config().unwrap(), &config));
     assert!(tls.not_after() > not_after);
+}
+
+/// What the server shows its clients.
+async fn serving(
+    issuer: Arc<RotatingIssuer>,
+    names: Vec<ServerName>,
+    clock: &Clock,
+    metrics: Metrics,
+) -> ServingTls {
+    let ready = Readiness::default().condition("valid_certificate");
+    ServingTls::open(issuer, names, false, clock.clone(), metrics, ready).await
 }
 
 #[tokio::test]

@@ -6,20 +6,43 @@ use std::time::Duration;
 
 use bulkhead_ca::config::name;
 use bulkhead_pki::bundle::Roots;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::support::{Client, ISSUER, Place, SERVER_NAME, request};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_bulkhead-ca");
+
 struct Process {
     child: Child,
     address: std::net::SocketAddr,
     /// Kept open: a process whose log nobody reads is another test.
-    _log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+}
+
+impl Process {
+    /// The next line of the log with this in it.
+    async fn says(&mut self, text: &str) -> String {
+        let line = async {
+            loop {
+                let line = self.log.next_line().await.unwrap();
+                let line = line.expect("the process goes on");
+                if line.contains(text) {
+                    return line;
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(60), line).await;
+        in_time.unwrap_or_else(|_| panic!("it never says {text:?}"))
+    }
 }
 
 fn command(place: &Place) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-ca"));
+    with_settings(Command::new(PROGRAM), place)
+}
+
+fn with_settings(mut command: Command, place: &Place) -> Command {
     command
         .env_clear()
         .env(name::LISTEN, "127.0.0.1:0")
@@ -39,6 +62,23 @@ fn command(place: &Place) -> Command {
     command
 }
 
+async fn token(place: &Place) -> String {
+    let issuer = place.issuer.jwks_path().parent().unwrap();
+    let minted = Command::new(PROGRAM)
+        .args(["token", "--issuer", ISSUER, "--namespace", "shop"])
+        .args(["--service-account", "cart", "--instance", "laptop"])
+        .arg("--directory")
+        .arg(issuer)
+        .output();
+    let minted = String::from_utf8(minted.await.unwrap().stdout).unwrap();
+    minted.trim().to_owned()
+}
+
+fn published_roots(place: &Place) -> Roots {
+    let roots = std::fs::read_to_string(place.store().join("roots.pem")).unwrap();
+    Roots::from_pem(&roots).unwrap()
+}
+
 /// Waits until the process says where it serves.
 async fn started(mut child: Child) -> Process {
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -52,7 +92,7 @@ async fn started(mut child: Child) -> Process {
     Process {
         child,
         address,
-        _log: log,
+        log,
     }
 }
 
@@ -62,23 +102,13 @@ async fn two_processes_that_start_at_once_on_an_empty_directory_agree_on_one_roo
     let one = command(&place).spawn().unwrap();
     let two = command(&place).spawn().unwrap();
     let (one, two) = tokio::join!(started(one), started(two));
-    let roots = std::fs::read_to_string(place.store().join("roots.pem")).unwrap();
-    let roots = Roots::from_pem(&roots).unwrap();
+    let roots = published_roots(&place);
     assert_eq!(roots.certificates().len(), 1);
 
-    let issuer = place.issuer.jwks_path().parent().unwrap();
-    let minted = Command::new(env!("CARGO_BIN_EXE_bulkhead-ca"))
-        .args(["token", "--issuer", ISSUER, "--namespace", "shop"])
-        .args(["--service-account", "cart", "--instance", "laptop"])
-        .arg("--directory")
-        .arg(issuer)
-        .output()
-        .await
-        .unwrap();
-    let token = String::from_utf8(minted.stdout).unwrap();
+    let token = token(&place).await;
     for process in [&one, &two] {
         let mut client = Client::connect(process.address, &roots).await;
-        let answer = client.call(Some(token.trim()), request(None).1).await;
+        let answer = client.call(Some(&token), request(None).1).await;
         assert_eq!(answer.unwrap().roots, roots.to_pem());
     }
     for mut process in [one, two] {
@@ -88,6 +118,47 @@ async fn two_processes_that_start_at_once_on_an_empty_directory_agree_on_one_roo
         let ended = tokio::time::timeout(Duration::from_secs(20), process.child.wait());
         assert!(ended.await.unwrap().unwrap().success());
     }
+}
+
+/// How long a file may be that the process writes: none is as a full disk is.
+fn limit_files(process: &Process, bytes: Option<u64>) {
+    let pid = i32::try_from(process.child.id().unwrap()).unwrap();
+    let limit = Rlimit {
+        current: bytes,
+        maximum: None,
+    };
+    prlimit(Pid::from_raw(pid), Resource::Fsize, limit).unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_no_more_loses_nothing_and_the_rotation_goes_on_when_there_is_room() {
+    let place = Place::new();
+    // A limit is told by a signal as well, which a full disk does not send.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\"", PROGRAM]);
+    let child = with_settings(shell, &place).spawn().unwrap();
+    let mut process = started(child).await;
+    let before = published_roots(&place);
+    limit_files(&process, Some(0));
+
+    let store = format!("directory:{}", place.store().display());
+    let ordered = Command::new(PROGRAM)
+        .args(["root", "--store", &store, "rotate"])
+        .status();
+    assert!(ordered.await.unwrap().success());
+    let said = process.says("looking after the CA's own").await;
+    assert!(said.contains("version-2"), "{said}");
+    assert_eq!(published_roots(&place).to_pem(), before.to_pem());
+    let mut client = Client::connect(process.address, &before).await;
+    let token = token(&place).await;
+    let answer = client.call(Some(&token), request(None).1).await;
+    assert_eq!(answer.unwrap().roots, before.to_pem());
+
+    limit_files(&process, None);
+    process.says("PublishRoot").await;
+    let after = published_roots(&place);
+    assert_eq!(after.certificates().len(), 2);
+    assert_eq!(after.certificates()[0], before.certificates()[0]);
 }
 
 /// A group that is not root's, where the tests are root: the kernel gives what

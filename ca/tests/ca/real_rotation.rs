@@ -369,6 +369,8 @@ async fn a_store_that_vanishes_or_is_spoilt_or_replaced_stops_nothing() {
     mesh.replace(&other.stored().await).await;
     let error = replica.look().await.unwrap_err();
     assert!(matches!(error, IssuerError::Replaced), "{error}");
+    let is_replaced = replica.is_replaced();
+    assert!(*is_replaced.borrow(), "the other one publishes");
     mesh.certify(0, 8).await;
 
     let current = mesh.place.store().join("current");
@@ -381,6 +383,7 @@ async fn a_store_that_vanishes_or_is_spoilt_or_replaced_stops_nothing() {
     std::os::unix::fs::symlink(target, &current).unwrap();
     mesh.replace(&good).await;
     replica.look().await.unwrap();
+    assert!(!*is_replaced.borrow());
     assert_eq!(replica.trust_bundle(), bundle);
 }
 

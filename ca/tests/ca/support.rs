@@ -1,14 +1,14 @@
 //! A CA on loopback, a token issuer, and clients.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
-use bulkhead_ca::config::{AuthenticationSource, Config, StoreLocation};
+use bulkhead_ca::config::{Authentication, Config, Lifetimes, StoreLocation};
 use bulkhead_ca::issuer::rotating::{Given, RotatingIssuer, Steering};
 use bulkhead_ca::metrics::Metrics;
 use bulkhead_ca::rotation::SETTLE;
@@ -25,9 +25,12 @@ use bulkhead_proto::ca::{CertificateAnswer, CertificateRequest, IstioCertificate
 use bulkhead_proto::generated::IstioCertificateRequest;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::monitoring::Monitoring;
+use bulkhead_runtime::readiness::Readiness;
+use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -46,6 +49,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        always_listen();
         let directory = tempfile::tempdir().unwrap();
         let issuer = LocalIssuer::open(&directory.path().join("issuer"), ISSUER).unwrap();
         Self { directory, issuer }
@@ -62,10 +66,7 @@ impl Place {
 
     pub(crate) fn config(&self) -> Config {
         let loopback = "127.0.0.1:0".parse().unwrap();
-        let authentication = AuthenticationSource::Jwks {
-            path: self.issuer.jwks_path().to_owned(),
-            issuer: ISSUER.to_owned(),
-        };
+        let authentication = Authentication::jwks_file(self.issuer.jwks_path(), ISSUER);
         Config {
             listen: loopback,
             monitoring_listen: loopback,
@@ -77,13 +78,28 @@ impl Place {
 
 /// An issuer on the place's store, by a clock that a test has in its hands.
 pub(crate) async fn issuer(place: &Place, clock: &Clock) -> Arc<RotatingIssuer> {
-    let lifetimes = place.config().lifetimes;
-    let given = Given {
+    issuer_with(place, clock, place.config().lifetimes, Metrics::default()).await
+}
+
+/// The same, with certificates that live as long as a test wants.
+pub(crate) async fn issuer_with(
+    place: &Place,
+    clock: &Clock,
+    lifetimes: Lifetimes,
+    metrics: Metrics,
+) -> Arc<RotatingIssuer> {
+    let given = given(place, clock, lifetimes, metrics);
+    Arc::new(RotatingIssuer::open(given).await.unwrap())
+}
+
+/// What such an issuer is given: it leads.
+pub(crate) fn given(place: &Place, clock: &Clock, lifetimes: Lifetimes, metrics: Metrics) -> Given {
+    Given {
         store: Box::new(Directory::open(place.store()).unwrap()),
         trust_domain: default_trust_domain(),
         lifetimes,
         clock: clock.clone(),
-        metrics: Metrics::default(),
+        metrics,
         upstream: None,
         settle: SETTLE,
         steering: Steering {
@@ -91,8 +107,8 @@ pub(crate) async fn issuer(place: &Place, clock: &Clock) -> Arc<RotatingIssuer> 
             orders: Arc::new(FileOrders::new(&place.store())),
             leads: watch::Sender::new(true).subscribe(),
         },
-    };
-    Arc::new(RotatingIssuer::open(given).await.unwrap())
+        ready: Readiness::default().condition("store_seen"),
+    }
 }
 
 /// A running CA with its place.
@@ -108,10 +124,13 @@ impl Ca {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_given(change, Dependencies::default()).await
+    }
+
+    pub(crate) async fn start_given(change: impl FnOnce(&mut Config), given: Dependencies) -> Self {
         let place = Place::new();
         let mut config = place.config();
         change(&mut config);
-        let given = Dependencies::default();
         let monitoring = given.monitoring.clone();
         Self {
             app: App::start(config, given).await.unwrap(),
@@ -128,10 +147,13 @@ impl Ca {
         Client::connect(self.app.address(), self.app.trust_bundle().roots()).await
     }
 
-    /// A connection, where the CA has room for one.
-    pub(crate) async fn try_client(&self) -> Result<Client, tonic::transport::Error> {
+    /// A connection from an address on loopback, where the CA has room for one.
+    pub(crate) async fn try_client(
+        &self,
+        from: Ipv4Addr,
+    ) -> Result<Client, tonic::transport::Error> {
         let bundle = self.app.trust_bundle();
-        let channel = try_channel(self.app.address(), bundle.roots()).await?;
+        let channel = try_channel(from, self.app.address(), bundle.roots()).await?;
         Ok(Client(IstioCertificateServiceClient::new(channel)))
     }
 
@@ -145,7 +167,8 @@ impl Ca {
     }
 }
 
-/// A client of the CSR service.
+/// A client of the CSR service. Clones share a connection.
+#[derive(Clone)]
 pub(crate) struct Client(IstioCertificateServiceClient<Channel>);
 
 impl Client {
@@ -153,6 +176,10 @@ impl Client {
         Self(IstioCertificateServiceClient::new(
             channel(address, roots).await,
         ))
+    }
+
+    pub(crate) fn on(channel: Channel) -> Self {
+        Self(IstioCertificateServiceClient::new(channel))
     }
 
     pub(crate) async fn call(
@@ -172,24 +199,80 @@ impl Client {
 
 /// A connection to the CA.
 pub(crate) async fn channel(address: SocketAddr, roots: &Roots) -> Channel {
-    try_channel(address, roots).await.unwrap()
+    let from = Ipv4Addr::LOCALHOST;
+    try_channel(from, address, roots).await.unwrap()
 }
 
 async fn try_channel(
+    from: Ipv4Addr,
     address: SocketAddr,
     roots: &Roots,
 ) -> Result<Channel, tonic::transport::Error> {
-    let tls = TlsConnector::from(serving::client_config(roots, ["h2"]).unwrap());
+    let tls = serving::client_config(roots, ["h2"]).unwrap();
+    channel_from(from, address, tls).await
+}
+
+/// A connection to the CA with a TLS configuration of one's own.
+pub(crate) async fn channel_by(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    channel_from(Ipv4Addr::LOCALHOST, address, tls).await
+}
+
+async fn channel_from(
+    from: Ipv4Addr,
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    let tls = TlsConnector::from(tls);
     let connect = tower::service_fn(move |_: Uri| {
         let tls = tls.clone();
         async move {
-            let stream = TcpStream::connect(address).await?;
+            let stream = connect(from, address).await?;
             let name = SERVER_NAME.try_into().unwrap();
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
     });
     let endpoint = Endpoint::from_static("http://ca.test");
     endpoint.connect_with_connector(connect).await
+}
+
+/// A TCP connection from an address on loopback.
+pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((from, 0)))?;
+    socket.connect(to).await
+}
+
+/// A message as gRPC sends it: not compressed, and how long it is.
+pub(crate) fn grpc(message: &impl prost::Message) -> Bytes {
+    let length = u32::try_from(message.encoded_len()).unwrap();
+    let mut bytes = [&[0], length.to_be_bytes().as_slice()].concat();
+    message.encode(&mut bytes).unwrap();
+    bytes.into()
+}
+
+/// What a metric shows, all its labels together that begin like this.
+pub(crate) fn metric(ca: &Ca, name: &str) -> usize {
+    let metrics = ca.monitoring.metrics();
+    let values = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let is_it = rest.starts_with([' ', '{']);
+        is_it.then(|| rest.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
+    });
+    values.sum()
+}
+
+/// Waits for something that takes a while to become so.
+pub(crate) async fn until(is_so: impl Fn() -> bool) {
+    let becomes = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), becomes).await;
+    waited.expect("it becomes so");
 }
 
 pub(crate) fn now() -> SystemTime {
@@ -231,6 +314,17 @@ pub(crate) fn wanting(csr: impl Into<String>) -> CertificateRequest {
     }
 }
 
+/// Lets somebody listen to the log from the first line on. Where nobody does, a
+/// line that is reached for the first time just as a test begins to capture may be
+/// remembered as one that nobody wants, and that test would never see it.
+fn always_listen() {
+    static LISTENS: Once = Once::new();
+    LISTENS.call_once(|| {
+        let deaf = tracing_subscriber::registry();
+        tracing::subscriber::set_global_default(deaf).unwrap();
+    });
+}
+
 /// Everything that is logged on this thread while this exists, as JSON lines.
 pub(crate) struct Logs {
     lines: Arc<std::sync::Mutex<Vec<u8>>>,
@@ -239,6 +333,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     pub(crate) fn capture() -> Self {
+        always_listen();
         let lines = Arc::<std::sync::Mutex<Vec<u8>>>::default();
         let writer = Arc::clone(&lines);
         let subscriber = tracing_subscriber::fmt()

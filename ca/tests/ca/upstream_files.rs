@@ -1,8 +1,7 @@
 //! A CA whose signing certificate is somebody else's, in files that OpenSSL made.
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_ca::authenticate::Authenticate as _;
@@ -15,98 +14,23 @@ use bulkhead_ca::upstream::{Reason, SignedChain, Upstream, UpstreamError};
 use bulkhead_ca::vet::{VettedCsr, vet};
 use bulkhead_core::sidecar::default_trust_domain;
 use bulkhead_pki::authority::Authority;
-use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::bundle::{Roots, TrustBundle};
 use bulkhead_pki::csr::{self, ParsedCsr};
 use bulkhead_pki::identity::WorkloadIdentity;
 use bulkhead_pki::key::PrivateKey;
 use bulkhead_pki::svid::SvidChain;
 use bulkhead_runtime::clock::Clock;
-use tempfile::TempDir;
 
+use crate::company::{CA, Company, P256};
 use crate::support::{Ca, DAY, HOUR, ISSUER, Place, cart, now, request, token_for_cart};
 
-const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
-const P384: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-384";
-const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:3072";
-const CA: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n";
-
-/// A company's CAs, and the directory that Bulkhead's CA is shown.
-struct Company(TempDir);
-
 impl Company {
-    /// `root` signed `upper`, which signed `mesh`.
-    fn new() -> Self {
-        let company = Self(tempfile::tempdir().unwrap());
-        std::fs::create_dir(company.shown()).unwrap();
-        company.authority("root", P256, None, CA);
-        company.authority("upper", RSA, Some("root"), CA);
-        company.authority("mesh", P384, Some("upper"), CA);
-        company
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.0.path().join(file)
-    }
-
-    fn shown(&self) -> PathBuf {
-        self.path("shown")
-    }
-
-    fn openssl(&self, line: &str) {
-        let output = Command::new("openssl")
-            .args(line.split_whitespace())
-            .current_dir(self.0.path())
-            .output()
-            .expect("openssl is installed: Debian's package of that name has it");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl {line}: {errors}");
-    }
-
-    fn authority(&self, name: &str, key: &str, issuer: Option<&str>, extensions: &str) {
-        self.openssl(&format!("genpkey {key} -out {name}.key"));
-        std::fs::write(
-            self.path("ext"),
-            format!("{extensions}subjectKeyIdentifier=hash\n"),
-        )
-        .unwrap();
-        self.openssl(&format!(
-            "req -new -key {name}.key -subj /O=Acme/CN={name} -out {name}.csr"
-        ));
-        let signer = match issuer {
-            Some(issuer) => format!("-CA {issuer}.crt -CAkey {issuer}.key"),
-            None => format!("-signkey {name}.key"),
-        };
-        self.openssl(&format!(
-            "x509 -req -in {name}.csr {signer} -days 30 -extfile ext -out {name}.crt"
-        ));
-    }
-
-    fn read(&self, files: &[&str]) -> String {
-        let read = |file: &&str| std::fs::read_to_string(self.path(file)).unwrap();
-        files.iter().map(read).collect()
-    }
-
-    /// Shows the files of `from`, one after the other, under a name.
-    fn show(&self, name: &str, from: &[&str]) {
-        self.show_text(name, &self.read(from));
-    }
-
-    fn show_text(&self, name: &str, text: &str) {
-        std::fs::write(self.shown().join(name), text).unwrap();
-    }
-
-    fn show_mesh(&self) {
-        self.show("tls.crt", &["mesh.crt", "upper.crt"]);
-        self.show("tls.key", &["mesh.key"]);
-        self.show("ca.crt", &["root.crt"]);
-    }
-
-    async fn files(&self, signs: UpstreamSigns) -> Files {
+    pub(crate) async fn files(&self, signs: UpstreamSigns) -> Files {
         open(&self.shown(), signs, Clock::system()).await
     }
 
     /// What is said of the files that are shown now.
-    async fn refusal(&self) -> String {
+    pub(crate) async fn refusal(&self) -> String {
         let files = self.files(UpstreamSigns::Intermediate).await;
         let error = intermediate(&files).await.unwrap_err();
         assert_eq!(error.reason(), Reason::Unusable);
@@ -118,7 +42,9 @@ async fn open(directory: &Path, signs: UpstreamSigns, clock: Clock) -> Files {
     Files::open(directory.to_owned(), default_trust_domain(), signs, clock).await
 }
 
-async fn intermediate(files: &Files) -> Result<(PrivateKey, SignedChain), UpstreamError> {
+pub(crate) async fn intermediate(
+    files: &Files,
+) -> Result<(PrivateKey, SignedChain), UpstreamError> {
     let key = PrivateKey::generate().unwrap();
     let signed = files
         .sign_intermediate(&key, &default_trust_domain(), DAY)
@@ -127,7 +53,7 @@ async fn intermediate(files: &Files) -> Result<(PrivateKey, SignedChain), Upstre
 }
 
 /// The request of `shop/cart`, and its key.
-async fn vetted() -> (PrivateKey, VettedCsr) {
+pub(crate) async fn vetted() -> (PrivateKey, VettedCsr) {
     let place = Place::new();
     let config = place.config();
     let verifier = JwksVerifier::open(
@@ -145,7 +71,7 @@ async fn vetted() -> (PrivateKey, VettedCsr) {
 }
 
 /// What an intermediate issues is what peers accept.
-fn serves_workloads((key, signed): (PrivateKey, SignedChain)) {
+pub(crate) fn serves_workloads((key, signed): (PrivateKey, SignedChain)) {
     let SignedChain { chain, roots } = signed;
     let authority = Authority::from_parts(&default_trust_domain(), chain, key, &roots).unwrap();
     assert_eq!(Some(authority.root()), roots.certificates().first());
@@ -160,10 +86,9 @@ fn serves_workloads((key, signed): (PrivateKey, SignedChain)) {
 async fn serves_leaves(files: &Files) {
     let (key, csr) = vetted().await;
     let signed = files.sign_leaf(&csr, HOUR).await.unwrap();
-    let der = signed.chain.iter().map(|part| part.der().clone()).collect();
-    let svid = SvidChain::from_der(der).unwrap();
-    let bundle = TrustBundle::new(default_trust_domain(), signed.roots);
-    WorkloadIdentity::new(&cart(), &key, svid, bundle, now()).unwrap();
+    let roots = Roots::new([signed.root]).unwrap();
+    let bundle = TrustBundle::new(default_trust_domain(), roots);
+    WorkloadIdentity::new(&cart(), &key, signed.certificate, bundle, now()).unwrap();
 }
 
 #[tokio::test]
@@ -386,6 +311,7 @@ async fn workloads_of_a_ca_below_a_companys_trust_the_companys_root() {
     let ca = Ca::start_with(|config| {
         config.upstream = Some(UpstreamConfig {
             source: UpstreamSource::Files(company.shown()),
+            signs: UpstreamSigns::Intermediate,
             roots_file: None,
         });
     })

@@ -7,13 +7,12 @@ use tokio::time::Instant;
 
 use super::current::Current;
 use crate::issuer::status::{
-    AuthorityKind, AuthorityStatus, Phase, Status, TrustBundleStatus, UpstreamSigns, UpstreamStatus,
+    AuthorityKind, AuthorityStatus, Phase, Status, TrustBundleStatus, UpstreamStatus,
 };
 use crate::rotation::Waiting;
 use crate::rotation::holders::HolderReport;
 use crate::rotation::slots::{Authority, Slot, Slots};
 use crate::store::Version;
-use crate::upstream::Upstream;
 
 /// By how much the wall clock and the monotonic one may drift apart between two
 /// looks; more is a leap, after which nothing is to be relied on for a while.
@@ -26,25 +25,18 @@ pub(super) struct Memory {
     since: Instant,
     /// The last time that both clocks were read.
     read: (SystemTime, Instant),
-    pub(super) upstream_has_changed: bool,
-    upstream_failure: Option<String>,
-    upstream_success: Option<SystemTime>,
     /// What was last waited for.
     waiting: Option<(Waiting, HolderReport)>,
 }
 
 impl Memory {
-    /// An upstream may have changed while nobody looked.
-    pub(super) fn new(clock: &Clock, has_upstream: bool) -> Self {
+    pub(super) fn new(clock: &Clock) -> Self {
         let now = Instant::now();
         Self {
             version: None,
             led: false,
             since: now,
             read: (clock.now(), now),
-            upstream_has_changed: has_upstream,
-            upstream_failure: None,
-            upstream_success: None,
             waiting: None,
         }
     }
@@ -80,20 +72,12 @@ impl Memory {
         now.duration_since(self.since)
     }
 
-    pub(super) fn upstream_answered(&mut self, now: SystemTime, problem: Option<String>) {
-        if problem.is_none() {
-            self.upstream_has_changed = false;
-            self.upstream_success = Some(now);
-        }
-        self.upstream_failure = problem;
-    }
-
     /// What to tell people. Where nothing new was decided, the last decision
     /// stands.
     pub(super) fn status(
         &mut self,
         current: &Current,
-        upstream: Option<&dyn Upstream>,
+        upstream: UpstreamStatus,
         waiting: Option<(Waiting, HolderReport)>,
     ) -> Status {
         if waiting.is_some() {
@@ -127,35 +111,34 @@ impl Memory {
                 roots: current.bundle.roots().certificates().len(),
             },
             authorities: authorities(slots),
-            upstream: UpstreamStatus {
-                kind: upstream.map_or("self-signed", Upstream::kind),
-                signs: UpstreamSigns::Intermediate,
-                failure: self.upstream_failure.clone(),
-                last_success: self.upstream_success,
-            },
+            upstream,
             holders,
         }
     }
 }
 
 fn authorities(slots: &Slots) -> Vec<AuthorityStatus> {
-    let roots = newest_first(&slots.roots, AuthorityKind::Root, |_| None);
-    let intermediates = newest_first(&slots.intermediates, AuthorityKind::Intermediate, |slot| {
-        Some(slot.root)
+    let roots = newest_first(&slots.roots, AuthorityKind::Root);
+    let intermediates = slots.intermediates.iter().rev().filter(|slot| !slot.own);
+    let intermediates = intermediates.map(|slot| {
+        status_of(
+            AuthorityKind::Intermediate,
+            &slot.authority,
+            Some(slot.root),
+        )
     });
-    let token_keys = newest_first(&slots.token_keys, AuthorityKind::Jwt, |_| None);
+    let token_keys = newest_first(&slots.token_keys, AuthorityKind::Jwt);
     roots.chain(intermediates).chain(token_keys).collect()
 }
 
 fn newest_first<S: Slot>(
     slots: &[S],
     kind: AuthorityKind,
-    issuer: impl Fn(&S) -> Option<u64>,
 ) -> impl Iterator<Item = AuthorityStatus> {
     slots
         .iter()
         .rev()
-        .map(move |slot| status_of(kind, slot.authority(), issuer(slot)))
+        .map(move |slot| status_of(kind, slot.authority(), None))
 }
 
 fn status_of(kind: AuthorityKind, authority: &Authority, issuer: Option<u64>) -> AuthorityStatus {

@@ -16,6 +16,11 @@ use crate::upstream::{Reason, UpstreamError};
 
 const GROUP: &str = "cert-manager.io";
 
+/// By which our requests are known.
+const LABEL: &str = "app.kubernetes.io/managed-by";
+const LABEL_VALUE: &str = "bulkhead-ca";
+pub(super) const OURS: &str = "app.kubernetes.io/managed-by=bulkhead-ca";
+
 /// The most of somebody's words that is shown.
 const MAX_SHOWN: usize = 512;
 
@@ -94,6 +99,15 @@ impl<'a> Order<'a> {
         }
     }
 
+    pub(super) fn serving(csr: &'a str, lifetime: Duration) -> Self {
+        Self {
+            csr,
+            is_ca: false,
+            usages: &["digital signature", "server auth"],
+            lifetime,
+        }
+    }
+
     pub(super) fn to_object(&self, issuer: &IssuerRef) -> DynamicObject {
         let mut object = DynamicObject::new("", &resource()).data(json!({"spec": {
             "request": STANDARD.encode(self.csr),
@@ -104,13 +118,7 @@ impl<'a> Order<'a> {
         }}));
         object.metadata.name = None;
         object.metadata.generate_name = Some("bulkhead-ca-".to_owned());
-        object.metadata.labels = Some(
-            [(
-                "app.kubernetes.io/managed-by".to_owned(),
-                "bulkhead-ca".to_owned(),
-            )]
-            .into(),
-        );
+        object.metadata.labels = Some([(LABEL.to_owned(), LABEL_VALUE.to_owned())].into());
         object
     }
 }

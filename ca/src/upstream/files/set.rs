@@ -174,6 +174,13 @@ async fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>,
     if bytes.len() > MAX_FILE {
         return Err(problem(&"it is longer than 256 KiB"));
     }
+    // As every certificate and key in DER begins: a SEQUENCE (X.690, 8.9).
+    if bytes.starts_with(&[0x30]) {
+        return Err(problem(
+            &"it is DER, and PEM is expected; `openssl x509 -inform DER` converts a certificate, \
+              `openssl pkey -inform DER` a key",
+        ));
+    }
     let text = std::str::from_utf8(&bytes).map_err(|_| problem(&"it is not text, but PEM is"))?;
     Ok(Some(Zeroizing::new(text.to_owned())))
 }

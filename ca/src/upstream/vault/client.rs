@@ -100,6 +100,14 @@ pub(super) struct Client {
     namespace: Option<String>,
 }
 
+/// Which Vault it asks.
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        write!(f, "vault {} {namespace}", self.url)
+    }
+}
+
 impl Client {
     pub(super) fn new(url: Url, ca_file: Option<PathBuf>, namespace: Option<String>) -> Self {
         Self {

@@ -2,99 +2,45 @@
 //! store, workloads with a bundle and a leaf each, and reports, all of them late
 //! by what the real ones may be late by. Certificates are what their dates and
 //! signers say; keys play no part.
+//!
+//! - [`event`]: what may happen.
+//! - [`authorities`]: what the CA has.
+//! - [`upstream`]: who signs above it, where somebody does.
+//! - [`workloads`]: who lives by it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_ca::config::Lifetimes;
 use bulkhead_ca::issuer::status::{AuthorityState, Phase};
 use bulkhead_ca::rotation::holders::{HolderReport, Missing};
 use bulkhead_ca::rotation::orders::Order;
-use bulkhead_ca::rotation::slots::{Authority, Automatic, Intermediate, Root, Slots, TokenKey};
+use bulkhead_ca::rotation::slots::Slots;
 use bulkhead_ca::rotation::{self, Facts, Step, Waiting};
-use bulkhead_pki::jwk::Jwk;
 
+use self::authorities::{LIFETIMES, apply, shifted, trusted};
+pub(crate) use self::event::{Above, Event};
+use self::upstream::Upstream;
+use self::workloads::{Workload, adopt, issue, renew};
 use crate::support::DAY;
 
+mod authorities;
+mod event;
+mod upstream;
+mod workloads;
+
 const TICK: Duration = Duration::from_secs(5);
-const BACKDATE: Duration = Duration::from_secs(120);
 
 /// How late a replica may be with what is stored, and a report with what is so.
 const LATE: Duration = Duration::from_secs(10);
 
-const LIFETIMES: Lifetimes = Lifetimes {
-    default: DAY,
-    max: DAY,
-    root: Duration::from_secs(40 * 24 * 3600),
-    intermediate: Duration::from_secs(10 * 24 * 3600),
-};
+/// How old a report may be that is believed at all.
+const FRESH: Duration = Duration::from_secs(90);
 
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    Pass(Duration),
-    /// Orders the next root.
-    Rotate,
-    /// Orders the root that signs now.
-    Undo,
-    Order(u64),
-    Force(u64),
-    /// Takes the order away.
-    Withdraw,
-    Join(u8),
-    Leave(u8),
-    /// Another replica leads.
-    Lead(u8),
-    Restart(u8),
-    /// A replica's clock leaps, by seconds.
-    Leap(u8, i64),
-    RightClock(u8),
-    /// A workload's file does not reach it any more.
-    Deaf(u8),
-    Hear(u8),
-    /// Whether anybody reports what workloads hold.
-    Reports(bool),
-    /// Whether the order can be read.
-    Orders(bool),
-}
+/// By how much workloads' clocks may be wrong.
+const SKEW: u64 = 30;
 
-/// From when to when something is valid.
-#[derive(Clone, Copy, Debug)]
-struct Dates {
-    from: SystemTime,
-    until: SystemTime,
-}
-
-impl Dates {
-    fn hold_at(self, now: SystemTime) -> bool {
-        self.from <= now && now < self.until
-    }
-
-    fn within(self, outer: Self) -> Self {
-        Self {
-            from: self.from.max(outer.from),
-            until: self.until.min(outer.until),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Leaf {
-    root: u64,
-    /// Those of the whole chain.
-    dates: Dates,
-    made: SystemTime,
-}
-
-#[derive(Clone, Debug)]
-struct Workload {
-    name: String,
-    leaf: Leaf,
-    bundle: BTreeSet<u64>,
-    first: u64,
-    sequence: u64,
-    is_deaf: bool,
-    renew_at: SystemTime,
-    given_up: bool,
+fn began() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
 #[derive(Clone, Debug)]
@@ -105,6 +51,15 @@ struct Replica {
     looked: SystemTime,
     /// Since when it has seen the slots as they are while it led.
     since: SystemTime,
+}
+
+/// What workloads held, compared with a bundle and a root.
+#[derive(Clone, Debug)]
+struct Said {
+    bundle: BTreeSet<u64>,
+    root: u64,
+    at: SystemTime,
+    report: HolderReport,
 }
 
 #[derive(Debug)]
@@ -118,39 +73,68 @@ pub(crate) struct World {
     workloads: Vec<Workload>,
     joined: usize,
     file: Slots,
+    /// All that the file has said, each since when.
+    files: Vec<(SystemTime, Slots)>,
     is_reported: bool,
+    delay: Duration,
+    /// What was reported last.
+    said: Option<Said>,
     /// What was so a while ago, which is what the reports tell.
     past: Vec<(SystemTime, Vec<Workload>)>,
     waiting: Option<Waiting>,
+    upstream: Option<Upstream>,
 }
 
 impl World {
-    pub(crate) fn new(replicas: usize, workloads: usize) -> Self {
-        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    pub(crate) fn new(replicas: u32, workloads: u32) -> Self {
+        Self::begin(replicas, workloads, None)
+    }
+
+    /// One whose root is elsewhere.
+    pub(crate) fn below_an_upstream(replicas: u32, workloads: u32) -> Self {
+        Self::begin(replicas, workloads, Some(Upstream::new(began())))
+    }
+
+    fn begin(replicas: u32, workloads: u32, upstream: Option<Upstream>) -> Self {
+        let now = began();
         let mut store = Slots::default();
-        apply(&mut store, &Step::Begin, now, None);
-        let replica = Replica {
+        match &upstream {
+            None => apply(&mut store, &Step::Begin, now, None),
+            Some(upstream) => {
+                upstream.sign(&mut store, now, None);
+                store.allow_leaf_life(LIFETIMES.max);
+                store.sequence = 1;
+            }
+        }
+        // They look in turn, and not at the same instant.
+        let replicas = (0..replicas).map(|index| Replica {
             view: store.clone(),
             off: 0,
-            looked: now,
+            looked: now - TICK * (index % 2),
             since: now,
-        };
+        });
+        let replicas = replicas.collect();
         let mut world = Self {
             now,
+            files: vec![(now, store.clone())],
             file: store.clone(),
             store,
             order: Some(Order::default()),
             is_readable: true,
             leader: 0,
-            replicas: vec![replica; replicas],
+            replicas,
             workloads: Vec::new(),
             joined: 0,
             is_reported: true,
+            delay: LATE,
+            said: None,
             past: Vec::new(),
             waiting: None,
+            upstream,
         };
-        for _ in 0..workloads {
-            world.join(0);
+        for index in 0..workloads {
+            let off = [0, -30, 30][index as usize % 3];
+            world.join(0, Duration::ZERO, off);
         }
         world.pass(TICK);
         world
@@ -179,7 +163,11 @@ impl World {
                     force_generation: Some(generation),
                 });
             }
-            Event::Join(by) => self.join(replica(by)),
+            Event::Join(by) => {
+                let lag = Duration::from_secs(u64::from(by) / 3);
+                let off = i64::from(by) % 61 - 30;
+                self.join(replica(by), lag, off);
+            }
             Event::Leave(who) if self.workloads.len() > 1 => {
                 self.workloads
                     .remove(usize::from(who) % self.workloads.len());
@@ -188,11 +176,15 @@ impl World {
             Event::Lead(who) => {
                 self.leader = replica(who);
                 self.replicas[self.leader].since = self.now;
+                self.forget_upstream();
             }
             Event::Restart(who) => {
                 let replica = &mut self.replicas[usize::from(who) % replicas];
                 replica.view = self.store.clone();
                 replica.since = self.now;
+                if usize::from(who) % replicas == self.leader {
+                    self.forget_upstream();
+                }
             }
             Event::Leap(who, by) => {
                 let replica = &mut self.replicas[usize::from(who) % replicas];
@@ -207,9 +199,31 @@ impl World {
             Event::Deaf(who) => self.workload(who).is_deaf = true,
             Event::Hear(who) => self.workload(who).is_deaf = false,
             Event::Reports(are_there) => self.is_reported = are_there,
+            Event::Delay(delay) => self.delay = delay.min(LATE),
             Event::Orders(are_readable) => self.is_readable = are_readable,
+            Event::Upstream(above) => self.above(&above),
         }
         self.check();
+    }
+
+    fn above(&mut self, does: &Above) {
+        let Some(upstream) = &mut self.upstream else {
+            return;
+        };
+        match *does {
+            Above::Another => upstream.turn_to_another(self.now),
+            Above::Back => upstream.turn_back(),
+            Above::Rumour => upstream.tell(),
+            Above::Both(both) => upstream.list_both(both),
+            Above::Away(is_away) => upstream.go_away(is_away),
+            Above::Delay(delay) => upstream.take_its_time(delay),
+        }
+    }
+
+    fn forget_upstream(&mut self) {
+        if let Some(upstream) = &mut self.upstream {
+            upstream.forget(&self.store, self.now);
+        }
     }
 
     /// Everything that was wrong is right again.
@@ -222,6 +236,14 @@ impl World {
             workload.is_deaf = false;
         }
         self.is_reported = true;
+        for does in [
+            Above::Away(false),
+            Above::Delay(Duration::ZERO),
+            Above::Both(false),
+            Above::Rumour,
+        ] {
+            self.above(&does);
+        }
         // What was begun comes to its end first.
         self.is_readable = true;
         self.order = Some(Order::default());
@@ -294,22 +316,54 @@ impl World {
             }
         }
         self.lead();
+        self.publish();
         self.workloads_act();
-        if self.replicas[self.leader].looked == self.now {
-            self.file = self.store.clone();
-        }
         let present = (self.now, self.workloads.clone());
         self.past.push(present);
-        let first = self.now - LATE;
-        self.past.retain(|(at, _)| *at >= first);
+        let last = self.now - LATE;
+        let over = self.past.iter().filter(|(at, _)| *at <= last).count();
+        self.past.drain(..over.saturating_sub(1));
     }
 
-    /// The leader takes one step, if it has seen what is stored.
-    fn lead(&mut self) {
-        let leader = &self.replicas[self.leader];
-        if leader.view != self.store {
-            return;
+    /// Every replica writes what it knows where it finds something else: for as
+    /// long as one of them has not looked, the file goes back and forth.
+    fn publish(&mut self) {
+        let mut views = self.replicas.iter().map(|replica| &replica.view);
+        let other = views.rfind(|view| **view != self.file);
+        if let Some(view) = other.cloned() {
+            self.files.push((self.now, view.clone()));
+            self.file = view;
         }
+    }
+
+    /// The leader takes the steps that are due, if it has seen what is stored.
+    fn lead(&mut self) {
+        if self.replicas[self.leader].view == self.store {
+            self.take_answer();
+            while self.take_a_step() {}
+        }
+    }
+
+    /// Stores what the upstream signed.
+    fn take_answer(&mut self) {
+        let now = shifted(self.now, self.replicas[self.leader].off);
+        let order = self.order.filter(|_| self.is_readable);
+        if let Some(upstream) = &mut self.upstream
+            && upstream.has_answered(self.now)
+        {
+            upstream.sign(&mut self.store, now, order);
+            self.was_written();
+        }
+    }
+
+    fn was_written(&mut self) {
+        let replica = &mut self.replicas[self.leader];
+        replica.view = self.store.clone();
+        replica.since = self.now;
+    }
+
+    fn take_a_step(&mut self) -> bool {
+        let leader = &self.replicas[self.leader];
         let now = shifted(self.now, leader.off);
         let mut facts = Facts {
             now,
@@ -318,32 +372,74 @@ impl World {
             wanted: self.order.filter(|_| self.is_readable),
             holders: HolderReport::default(),
             lifetimes: LIFETIMES,
-            upstream: None,
+            upstream: self.upstream.as_ref().map(|above| above.facts(self.now)),
         };
-        if let Some(root) = rotation::question(&self.store, &facts)
-            && self.is_reported
-        {
-            facts.holders = self.report(root);
+        if let Some(root) = rotation::question(&self.store, &facts) {
+            let off = leader.off;
+            facts.holders = self.report(root, off);
         }
         match rotation::next(&self.store, &facts) {
-            Step::Wait(waiting) => self.waiting = Some(waiting),
+            Step::Wait(waiting) => {
+                self.waiting = Some(waiting);
+                false
+            }
+            Step::AskUpstream => {
+                let upstream = self.upstream.as_mut().expect("there is one to be asked");
+                upstream.ask(self.now);
+                true
+            }
             step => {
+                self.cut_off(&step);
                 apply(&mut self.store, &step, now, self.order);
-                let replica = &mut self.replicas[self.leader];
-                replica.view = self.store.clone();
-                replica.since = self.now;
+                self.was_written();
+                true
             }
         }
     }
 
-    /// What was so as long ago as a report may be late.
-    fn report(&self, root: u64) -> HolderReport {
-        let Some((at, workloads)) = self.past.first() else {
+    /// Whoever does not hold a root that signs by force is cut off until it does, as
+    /// people were told.
+    fn cut_off(&mut self, step: &Step) {
+        let Step::ActivateRoot { root, .. } = *step else {
+            return;
+        };
+        if self.order.and_then(|order| order.force_generation) != Some(root) {
+            return;
+        }
+        for workload in &mut self.workloads {
+            workload.given_up |= !workload.bundle.contains(&root);
+        }
+    }
+
+    /// What was reported last, if that is an answer: its age by the leader's clock
+    /// is what it is.
+    fn report(&mut self, root: u64, off: i64) -> HolderReport {
+        let bundle = trusted(&self.store);
+        if self.is_reported {
+            self.said = self.compare(bundle.clone(), root);
+        }
+        let age = |said: &Said| self.now.duration_since(said.at).unwrap();
+        let is_answer = |said: &&Said| said.bundle == bundle && age(said) <= FRESH;
+        let Some(said) = self.said.as_ref().filter(is_answer) else {
             return HolderReport::default();
         };
-        let bundle: BTreeSet<u64> = trusted(&self.store);
-        let holds = |workload: &&Workload| workload.bundle == bundle;
         HolderReport {
+            at: Some(shifted(said.at, off)),
+            renewed: if said.root == root {
+                said.report.renewed
+            } else {
+                0
+            },
+            ..said.report.clone()
+        }
+    }
+
+    /// What was so when the report that is there now was made.
+    fn compare(&self, bundle: BTreeSet<u64>, root: u64) -> Option<Said> {
+        let at = self.now - self.delay;
+        let (_, workloads) = self.past.iter().rev().find(|(then, _)| *then <= at)?;
+        let holds = |workload: &&Workload| workload.bundle == bundle;
+        let report = HolderReport {
             total: workloads.len(),
             holding: workloads.iter().filter(holds).count(),
             renewed: workloads.iter().filter(|w| w.leaf.root == root).count(),
@@ -355,39 +451,58 @@ impl World {
                     reason: "lacks the bundle".to_owned(),
                 })
                 .collect(),
-            at: Some(*at),
+            at: Some(at),
             silent: None,
-        }
+        };
+        Some(Said {
+            bundle,
+            root,
+            at,
+            report,
+        })
     }
 
     fn workloads_act(&mut self) {
         for index in 0..self.workloads.len() {
             let mut workload = self.workloads[index].clone();
+            let now = shifted(self.now, workload.off);
             if !workload.is_deaf {
-                adopt(&mut workload, &self.file, self.now);
+                let lag = workload.lag;
+                adopt(&mut workload, self.file_before(lag), now);
             }
             let is_early = workload.first != workload.leaf.root && !workload.is_deaf;
-            if self.now >= workload.renew_at || is_early {
+            if now >= workload.renew_at || is_early {
                 // Any replica may answer.
                 let replica = &self.replicas[index % self.replicas.len()];
                 let answer = replica.view.clone();
                 if let Some(leaf) = issue(&answer, shifted(self.now, replica.off)) {
-                    adopt(&mut workload, &answer, self.now);
-                    renew(&mut workload, leaf, self.now);
+                    adopt(&mut workload, &answer, now);
+                    renew(&mut workload, leaf, now);
                 }
             }
+            workload.given_up &= !trusted(&self.store).is_subset(&workload.bundle);
             self.workloads[index] = workload;
         }
     }
 
+    /// What the file said that long ago.
+    fn file_before(&self, lag: Duration) -> &Slots {
+        let then = self.now - lag;
+        let mut said = self.files.iter().rev();
+        let last = said.find(|(since, _)| *since <= then);
+        let (_, file) = last.unwrap_or(&self.files[0]);
+        file
+    }
+
     /// A new workload asks a replica for its first certificate, and has the file
-    /// as it is now.
-    fn join(&mut self, replica: usize) {
+    /// as it was a while ago.
+    fn join(&mut self, replica: usize, lag: Duration, off: i64) {
         let replica = &self.replicas[replica];
         let Some(leaf) = issue(&replica.view, shifted(self.now, replica.off)) else {
             return;
         };
-        if !leaf.dates.hold_at(self.now) {
+        let now = shifted(self.now, off);
+        if !leaf.dates.hold_at(now) {
             return;
         }
         let mut workload = Workload {
@@ -395,25 +510,31 @@ impl World {
             bundle: trusted(&replica.view),
             first: leaf.root,
             sequence: replica.view.sequence,
+            off,
+            lag,
             is_deaf: false,
-            renew_at: self.now + DAY / 2,
+            renew_at: now + DAY / 2,
             given_up: false,
             leaf,
         };
-        adopt(&mut workload, &self.file, self.now);
+        adopt(&mut workload, self.file_before(lag), now);
         self.joined += 1;
         self.workloads.push(workload);
     }
 
-    /// The promise of it all.
+    /// The promise of it all, whatever clock in the mesh one looks at.
     fn check(&self) {
-        let lives =
-            |workload: &&Workload| !workload.given_up && workload.leaf.dates.hold_at(self.now);
+        let skew = Duration::from_secs(SKEW);
+        let lives = |workload: &&Workload| {
+            let dates = workload.leaf.dates;
+            !workload.given_up && dates.hold_at(self.now) && dates.hold_at(self.now + skew)
+        };
         let living: Vec<&Workload> = self.workloads.iter().filter(lives).collect();
         for one in &living {
             for other in &living {
                 assert!(
-                    one.bundle.contains(&other.leaf.root),
+                    one.bundle.contains(&other.leaf.root)
+                        && other.leaf.dates.hold_at(shifted(self.now, one.off)),
                     "{} cannot verify {}: {:#?}",
                     one.name,
                     other.name,
@@ -445,6 +566,13 @@ impl World {
             .unwrap()
             .authority
             .generation
+    }
+
+    /// Whether the root that signs is the one that the upstream signs under.
+    pub(crate) fn follows_upstream(&self) -> bool {
+        let active = self.store.active_root().unwrap();
+        let upstream = self.upstream.as_ref().unwrap();
+        active.authority.fingerprint == upstream.signing_root()
     }
 
     pub(crate) fn next_root(&self) -> u64 {
@@ -486,146 +614,5 @@ impl World {
     pub(crate) fn missing(&self) -> Vec<&str> {
         let missing = &self.waiting.as_ref().unwrap().missing;
         missing.iter().map(|missing| missing.who.as_str()).collect()
-    }
-}
-
-fn trusted(slots: &Slots) -> BTreeSet<u64> {
-    slots
-        .trusted_roots()
-        .map(|root| root.authority.generation)
-        .collect()
-}
-
-/// A workload goes to a later bundle if its own certificate holds under it.
-fn adopt(workload: &mut Workload, slots: &Slots, now: SystemTime) {
-    let bundle = trusted(slots);
-    let root = slots.root(workload.leaf.root);
-    let holds = bundle.contains(&workload.leaf.root)
-        && root.is_some_and(|root| root.authority.is_valid_at(now));
-    if slots.sequence > workload.sequence && (holds || !workload.leaf.dates.hold_at(now)) {
-        workload.bundle = bundle;
-        workload.sequence = slots.sequence;
-        workload.first = slots.active_root().unwrap().authority.generation;
-    }
-}
-
-/// A workload takes a new certificate if it holds under its bundle.
-fn renew(workload: &mut Workload, leaf: Leaf, now: SystemTime) {
-    if leaf.dates.hold_at(now) && workload.bundle.contains(&leaf.root) {
-        let life = leaf
-            .dates
-            .until
-            .duration_since(leaf.made)
-            .unwrap_or_default();
-        workload.renew_at = now + life / 2;
-        workload.leaf = leaf;
-    }
-}
-
-fn issue(slots: &Slots, now: SystemTime) -> Option<Leaf> {
-    let intermediate = slots.active_intermediate()?;
-    let root = slots.root(intermediate.root)?;
-    let above = dates(&intermediate.authority).within(dates(&root.authority));
-    above.hold_at(now).then(|| Leaf {
-        root: intermediate.root,
-        dates: lifetime(now, LIFETIMES.max).within(above),
-        made: now,
-    })
-}
-
-fn lifetime(now: SystemTime, lifetime: Duration) -> Dates {
-    Dates {
-        from: now - BACKDATE,
-        until: now + lifetime,
-    }
-}
-
-fn dates(authority: &Authority) -> Dates {
-    Dates {
-        from: authority.not_before,
-        until: authority.not_after,
-    }
-}
-
-fn shifted(time: SystemTime, seconds: i64) -> SystemTime {
-    let by = Duration::from_secs(seconds.unsigned_abs());
-    if seconds < 0 { time - by } else { time + by }
-}
-
-fn authority(generation: u64, state: AuthorityState, now: SystemTime, dates: Dates) -> Authority {
-    Authority {
-        generation,
-        state,
-        fingerprint: format!("{generation} of {now:?}"),
-        serial: String::new(),
-        key_type: String::new(),
-        made: now,
-        not_before: dates.from,
-        not_after: dates.until,
-        stopped: None,
-    }
-}
-
-fn make_root(slots: &mut Slots, state: AuthorityState, now: SystemTime) {
-    let dates = lifetime(now, LIFETIMES.root);
-    slots.roots.push(Root {
-        authority: authority(slots.next_root(), state, now, dates),
-        has_key: true,
-        listed: false,
-    });
-}
-
-fn make_intermediate(slots: &mut Slots, root: u64, state: AuthorityState, now: SystemTime) {
-    let above = dates(&slots.root(root).unwrap().authority);
-    let dates = lifetime(now, LIFETIMES.intermediate).within(above);
-    slots.intermediates.push(Intermediate {
-        authority: authority(slots.next_intermediate(), state, now, dates),
-        root,
-    });
-}
-
-fn make_token_key(slots: &mut Slots, now: SystemTime) {
-    let state = match slots.active_token_key() {
-        None => AuthorityState::Active,
-        Some(_) => AuthorityState::Published,
-    };
-    let dates = lifetime(now, LIFETIMES.intermediate);
-    slots.token_keys.push(TokenKey {
-        authority: authority(slots.next_token_key(), state, now, dates),
-        public: Jwk::default(),
-    });
-}
-
-/// What the CA does, with certificates that are their dates.
-fn apply(slots: &mut Slots, step: &Step, now: SystemTime, order: Option<Order>) {
-    match *step {
-        Step::Begin => {
-            make_root(slots, AuthorityState::Active, now);
-            make_intermediate(slots, 1, AuthorityState::Active, now);
-            make_token_key(slots, now);
-            slots.sequence = 1;
-        }
-        Step::MakeRoot {
-            generation,
-            automatic,
-        } => {
-            make_root(slots, AuthorityState::Prepared, now);
-            slots.automatic = automatic.then(|| Automatic {
-                generation,
-                ordered: order.and_then(|order| order.root_generation),
-            });
-        }
-        Step::PublishRoot { generation } => slots.publish_root(generation, now),
-        Step::ActivateRoot { root, intermediate } => slots.activate_root(root, intermediate, now),
-        Step::RetireRoot { generation } => slots.retire_root(generation, now),
-        Step::MakeIntermediate { root } => {
-            make_intermediate(slots, root, AuthorityState::Published, now);
-        }
-        Step::ActivateIntermediate { generation } => slots.activate_intermediate(generation, now),
-        Step::RetireIntermediate { generation } => slots.retire_intermediate(generation),
-        Step::MakeTokenKey => make_token_key(slots, now),
-        Step::ActivateTokenKey { generation } => slots.activate_token_key(generation, now),
-        Step::RetireTokenKey { generation } => slots.retire_token_key(generation, now),
-        Step::Wait(_) => {}
     }
 }
