@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::access_log::{self, AccessLog};
+use crate::budget::Budget;
 use crate::bypass::{self, Switch};
 use crate::credentials::{self, Latest};
 use crate::discovery::{self, Directory, FirstWord, Subscribers};
@@ -31,12 +33,17 @@ use crate::worker::{self, Work};
 use crate::workload_api::WorkloadApi;
 use sockets::Sockets;
 
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// What a proxy needs besides its settings.
 #[derive(Debug, Default)]
 pub struct Dependencies {
     pub clock: Clock,
     /// Where the process's log is the proxy's own, and its level can be changed.
     pub log_level: Option<log::Level>,
+    /// Where the access log is written, while it is on.
+    pub access_log: access_log::Output,
 }
 
 /// A running proxy. Dropping it stops it at once; [`Proxy::drain`] lets it
@@ -50,6 +57,7 @@ pub struct Proxy {
     drain_duration: Duration,
     drain_requests: mpsc::Receiver<()>,
     path: DataPath,
+    access_log: access_log::Ending,
     _servers: drain::Trigger,
     tasks: Tasks,
     _running: Running,
@@ -80,11 +88,17 @@ impl Proxy {
     /// data path.
     pub fn start(config: SidecarConfig, dependencies: Dependencies) -> Result<Self, StartError> {
         let id = config.spiffe_id()?;
+        let budget = Budget::new(config.memory_limit);
         let mut sockets = Sockets::bind(&config)?;
+        sockets.bound_receiving(budget.socket_buffers());
         let addresses = Addresses::of(&sockets).map_err(StartError::Worker)?;
         let config = Arc::new(config);
         let monitoring = Monitoring::default();
-        let metrics = Metrics::new(&config, &id);
+        let access_log = AccessLog::new(dependencies.clock.clone(), dependencies.access_log);
+        access_log
+            .switch(config.access_log)
+            .map_err(StartError::Worker)?;
+        let metrics = Metrics::new(&config, &id, access_log.clone());
         let certificate_metrics = bulkhead_workload::metrics::Metrics::default();
         monitoring.register(|registry| {
             metrics.register(registry);
@@ -127,6 +141,7 @@ impl Proxy {
             first_word,
             bypass: switch.state(),
             directory,
+            budget: budget.clone(),
         };
         let tasks = Tasks::default();
         let path = DataPath::start(
@@ -151,7 +166,8 @@ impl Proxy {
             latest: latest.clone(),
             renewal: renewal_state,
             renewals: renewals.clone(),
-            open_outbound: path.open_outbound.clone(),
+            connections: metrics.connections.clone(),
+            access_log: access_log.clone(),
             drain: drain_sender,
             level: dependencies.log_level,
             switch: switch.clone(),
@@ -161,6 +177,7 @@ impl Proxy {
         let bypass_file = (config.bypass_path.clone(), config.pod_name.clone());
         let mut running = vec![
             tasks.spawn("the renewal of the certificate", renewal.run()),
+            tasks.spawn("the look at memory", budget.follow(metrics.memory.clone())),
             tasks.spawn(
                 "the look at the bypass",
                 switch.run(bypass_file.0, bypass_file.1),
@@ -195,6 +212,7 @@ impl Proxy {
             drain_duration: config.drain_duration,
             drain_requests,
             path,
+            access_log: access_log::Ending(access_log),
             _servers: servers,
             tasks,
             _running: Running(running),
@@ -221,7 +239,11 @@ impl Proxy {
     pub async fn drain(self) -> Outcome {
         // Whoever sends work here is to send it elsewhere.
         self.monitoring.readiness.condition(NOT_DRAINING);
-        self.path.drain(self.drain_duration).await
+        let outcome = self.path.drain(self.drain_duration).await;
+        let access_log = self.access_log.0.clone();
+        // A panic in it has been told already.
+        let _ = tokio::task::spawn_blocking(move || access_log.end(LAST_LINES)).await;
+        outcome
     }
 }
 
@@ -232,6 +254,7 @@ struct Known {
     first_word: watch::Receiver<bool>,
     bypass: bypass::State,
     directory: Directory,
+    budget: Budget,
 }
 
 /// The workers, and the means to end them.
@@ -270,6 +293,7 @@ impl DataPath {
                 first_word: known.first_word.clone(),
                 bypass: known.bypass.clone(),
                 directory: known.directory.clone(),
+                budget: known.budget.clone(),
                 inbound_sockets,
                 outbound_sockets,
                 inbound_drain: inbound_watch.clone(),

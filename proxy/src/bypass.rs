@@ -187,6 +187,15 @@ impl Switch {
         });
     }
 
+    /// Notes what somebody at the admin port asks for, in place of what control
+    /// has said so far too. What control says from now on counts again.
+    pub(crate) fn take_back(&self, bypass: Bypass) {
+        self.update(|asked| {
+            asked.admin = bypass;
+            asked.control = Bypass::default();
+        });
+    }
+
     /// Looks at the file, and for orders that have ended, for ever.
     pub(crate) async fn run(self, path: String, pod: String) {
         let mut file = OrderFile::new(path, pod);
@@ -278,6 +287,20 @@ mod tests {
         assert_eq!(state.in_force().bypass.by, "ada");
         switch.ask(Source::Admin, Bypass::default());
         assert_eq!(state.in_force(), InForce::default());
+    }
+
+    #[test]
+    fn what_control_said_before_it_died_can_be_taken_back_at_the_admin_port() {
+        let (switch, _) = switch();
+        let state = switch.state();
+        switch.ask(Source::Control, bypass(BypassPhase::Forward, "ada"));
+        switch.take_back(bypass(BypassPhase::Accept, "grace"));
+        assert_eq!(state.phase(), BypassPhase::Accept);
+        switch.take_back(bypass(BypassPhase::Off, "grace"));
+        assert_eq!(state.in_force(), InForce::default());
+
+        switch.ask(Source::Control, bypass(BypassPhase::Forward, "ada"));
+        assert!(state.forwards(), "a control that is back is heard again");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod client_hello;
 use std::io;
 use std::time::Duration;
 
+use bulkhead_core::protocol::Protocol;
 use tokio::io::AsyncRead;
 use tokio::time::timeout;
 
@@ -79,6 +80,29 @@ pub enum Sniff {
     Http1,
     /// Something else.
     Opaque,
+}
+
+impl Sniff {
+    /// How a connection that may pass is forwarded.
+    pub(crate) fn inside(self) -> Protocol {
+        match self {
+            Self::Http1 => Protocol::Http1,
+            Self::Http2 => Protocol::Http2,
+            Self::Tls(_) | Self::Opaque | Self::More => Protocol::Opaque,
+        }
+    }
+
+    /// What a connection is on a port that somebody said speaks `protocol`. What is
+    /// not HTTP on a port of HTTP is bad HTTP, for whoever reads that to refuse;
+    /// carried as bytes, it would be a request to the server and to nobody before
+    /// it. TLS there is the application's own.
+    pub(crate) fn on_port_of(self, protocol: Protocol) -> Self {
+        match (self, protocol) {
+            (Self::Opaque | Self::More, Protocol::Http1) => Self::Http1,
+            (Self::Opaque | Self::More, Protocol::Http2 | Protocol::Grpc) => Self::Http2,
+            _ => self,
+        }
+    }
 }
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -213,6 +237,23 @@ mod tests {
             let mut far = Buffered::new(far);
             let (known, _near) = tokio::join!(first_bytes(&mut far, within), slow);
             assert_eq!(known.unwrap(), expected, "{first} bytes of {bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_http_takes_nothing_for_mere_bytes() {
+        let tls = Sniff::Tls(ClientHello { offers_mesh: false });
+        for (said, seen, expected) in [
+            (Protocol::Http1, Sniff::Opaque, Sniff::Http1),
+            (Protocol::Http1, Sniff::More, Sniff::Http1),
+            (Protocol::Http1, Sniff::Http2, Sniff::Http2),
+            (Protocol::Grpc, Sniff::Opaque, Sniff::Http2),
+            (Protocol::Http2, Sniff::Http1, Sniff::Http1),
+            (Protocol::Http1, tls, tls),
+            (Protocol::Auto, Sniff::Opaque, Sniff::Opaque),
+            (Protocol::Opaque, Sniff::Opaque, Sniff::Opaque),
+        ] {
+            assert_eq!(seen.on_port_of(said), expected, "{seen:?} on {said}");
         }
     }
 

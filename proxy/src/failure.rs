@@ -24,6 +24,12 @@ impl Failure {
 }
 
 impl Failure {
+    /// A server that cannot be reached behind its proxy, where there is no other.
+    pub(crate) fn undelivered() -> Self {
+        let detail = "the server's proxy could not connect to its application";
+        Self::new(Reason::UpstreamConnectFailed, detail)
+    }
+
     /// What a broken connection to a server means. In TLS 1.3 a server refuses
     /// a client's certificate only after the client is done with the handshake,
     /// so the refusal arrives where a response was expected.
@@ -34,6 +40,9 @@ impl Failure {
             .is_some_and(|error| matches!(error, rustls::Error::AlertReceived(_)));
         let reason = if alert {
             Reason::TlsHandshakeFailed
+        } else if error.kind() == io::ErrorKind::OutOfMemory {
+            // It was not the server: there was nothing to read its answer into.
+            Reason::Overloaded
         } else {
             Reason::UpstreamClosed
         };
@@ -69,7 +78,8 @@ pub(crate) fn http_status(reason: Reason) -> u16 {
         | Reason::UpstreamConnectFailed
         | Reason::NoReadyEndpoint
         | Reason::UpstreamClosed
-        | Reason::NoCertificate => 503,
+        | Reason::NoCertificate
+        | Reason::Overloaded => 503,
     }
 }
 
@@ -89,3 +99,7 @@ pub(crate) fn explanation(failure: &Failure, policy: Option<&str>) -> String {
 
 /// The header that carries the reason's code.
 pub(crate) const REASON_HEADER: &str = "bulkhead-reason";
+
+/// The header by which a proxy that is about to go tells another why it closes the
+/// connection.
+pub(crate) const DRAINING_HEADER: &str = "bulkhead-draining";

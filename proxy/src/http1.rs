@@ -21,20 +21,21 @@ mod reply;
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_core::reason::Reason;
-use bulkhead_runtime::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use crate::accounts::{self, Terms};
 use crate::buffer::Buffered;
 use crate::failure::Failure;
 use crate::metrics::HttpMetrics;
-use exchange::Next;
-use head::{HeadEnd, RequestHead};
+use crate::trace::Beginner;
+use exchange::{Broken, InHand, Next, exchange};
+use head::{Framing, HeadEnd, Method, RequestHead};
 
-pub(crate) use reply::{close_gently, refuse};
+pub(crate) use reply::{Afterwards, close_gently, refuse};
 
 /// The longest head that is accepted, in bytes. Servers in the wild accept 8 to
 /// 64 KiB; a proxy that accepts less than the server behind it breaks a service
@@ -45,8 +46,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an idle connection may wait for a next request. Longer than any
 /// client's pool keeps one, so that it is the client who closes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// How long an idle connection is still listened to once a drain has started: a
-/// request may be on its way, and a closed connection would lose it.
+/// How long an idle connection is still listened to when it is to end: a request
+/// may be on its way, and a closed connection would lose it.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
 
 /// Where requests go.
@@ -57,8 +58,13 @@ pub(crate) trait Upstreams {
     /// connection and that of the server's are kept apart.
     const POOLED: bool;
 
-    /// A connection to send a request on.
-    async fn take(&mut self, attempt: Attempt) -> Result<Lease<Self::Io>, Failure>;
+    /// A connection to send a request on. One that cannot be sent `again` goes on none
+    /// that its server may be about to close for being idle.
+    async fn take(&mut self, attempt: Attempt, again: bool) -> Result<Lease<Self::Io>, Failure>;
+
+    /// Leaves the server of the connection in use alone for a while, which is about
+    /// to go.
+    fn avoid(&mut self);
 
     /// Takes back a connection on which a next request may be sent.
     fn give_back(&mut self, connection: Buffered<Self::Io>);
@@ -89,9 +95,11 @@ pub(crate) struct Lease<S> {
 /// What the requests of one client connection share.
 pub(crate) struct Session {
     pub(crate) metrics: Rc<HttpMetrics>,
-    pub(crate) drain: drain::Watch,
+    pub(crate) terms: Terms,
     /// Named in the answer to a refused request.
     pub(crate) policy: Option<String>,
+    /// Begins a trace for requests that belong to none.
+    pub(crate) trace: Option<Beginner>,
 }
 
 /// Serves one client connection to its end.
@@ -108,26 +116,62 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: Upstreams,
 {
+    let account = session.terms.account.clone();
+    let mut busy = account.busy();
     loop {
-        let request = match next_request(client, &mut session.drain).await? {
+        drop(busy);
+        let request = match next_request(client, &mut session.terms).await? {
             Waited::Request(request) => request,
             Waited::End => break,
             Waited::Bad(failure) => {
-                refuse(client, &failure, session).await?;
+                refuse(client, &failure, None, session, Afterwards::Close).await?;
                 break;
             }
         };
-        match exchange::exchange(client, &request, upstreams, session).await {
-            Ok(Next::Request) => {}
+        busy = account.busy();
+        let started = Instant::now();
+        let seen = session.metrics.begin(&request, client.buffer.data());
+        if let Err(failure) = account.check() {
+            let began = Some((&seen, started));
+            // Whoever may ask again on the same connection need not wait for a new one.
+            if may_ask_again(&request) {
+                client.buffer.consume(request.length);
+                refuse(client, &failure, began, session, Afterwards::Keep).await?;
+                continue;
+            }
+            refuse(client, &failure, began, session, Afterwards::Close).await?;
+            break;
+        }
+        let in_hand = InHand {
+            seen: &seen,
+            started,
+            waiting: account.waiting(),
+        };
+        let exchanged = tokio::select! {
+            biased;
+            exchanged = exchange(client, &request, &in_hand, upstreams, session) => exchanged,
+            failure = account.asked_to_answer() => Err(failure.into()),
+        };
+        match exchanged {
+            Ok(Next::Request) => account.finished_request(),
             Ok(Next::Close) => break,
-            Err(exchange::Broken::Refused(failure)) => {
-                refuse(client, &failure, session).await?;
+            Err(Broken::Refused(failure)) => {
+                let began = Some((&seen, started));
+                refuse(client, &failure, began, session, Afterwards::Close).await?;
                 break;
             }
-            Err(exchange::Broken::Cut(error)) => return Err(error),
+            Err(Broken::Cut(error)) => return Err(error),
         }
     }
     close_gently(client).await
+}
+
+/// Whether nothing more belongs to a request than its head, and an answer of ours leaves
+/// its connection fit for another.
+fn may_ask_again(request: &RequestHead) -> bool {
+    let is_head_only = request.framing == Framing::NONE;
+    let is_plain = !matches!(request.method, Method::Head | Method::Connect);
+    is_head_only && is_plain && request.keep_alive && !request.is_http10
 }
 
 enum Waited {
@@ -138,11 +182,11 @@ enum Waited {
 }
 
 /// Waits for a whole request head.
-async fn next_request<D>(client: &mut Buffered<D>, drain: &mut drain::Watch) -> io::Result<Waited>
+async fn next_request<D>(client: &mut Buffered<D>, terms: &mut Terms) -> io::Result<Waited>
 where
     D: AsyncRead + AsyncWrite + Unpin,
 {
-    if client.buffer.is_empty() && !wait_for_first_byte(client, drain).await? {
+    if client.buffer.is_empty() && !wait_for_first_byte(client, terms).await? {
         return Ok(Waited::End);
     }
     let mut end = HeadEnd::default();
@@ -156,7 +200,15 @@ where
             }
         }
     };
-    let length = match timeout(HEAD_TIMEOUT, whole).await {
+    let whole = tokio::select! {
+        biased;
+        whole = timeout(HEAD_TIMEOUT, whole) => whole,
+        () = terms.account.asked_to_close() => {
+            let detail = "its head was still on its way when memory was short";
+            return Ok(Waited::Bad(accounts::overloaded(detail)));
+        }
+    };
+    let length = match whole {
         Ok(length) => length?,
         Err(_) => {
             let detail = "the request's head did not arrive within a minute";
@@ -183,17 +235,16 @@ where
 }
 
 /// Waits on an idle connection; false where nothing more is to come.
-async fn wait_for_first_byte<D>(
-    client: &mut Buffered<D>,
-    drain: &mut drain::Watch,
-) -> io::Result<bool>
+async fn wait_for_first_byte<D>(client: &mut Buffered<D>, terms: &mut Terms) -> io::Result<bool>
 where
     D: AsyncRead + AsyncWrite + Unpin,
 {
+    let account = terms.account.clone();
     let count = tokio::select! {
         biased;
         count = timeout(IDLE_TIMEOUT, client.fill()) => count,
-        () = drain.started() => timeout(LAST_REQUEST, client.fill()).await,
+        () = terms.end() => timeout(LAST_REQUEST, client.fill()).await,
+        () = account.asked_to_close() => return Ok(false),
     };
     match count {
         Ok(count) => Ok(count? > 0),

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,16 +22,18 @@ use bulkhead_core::protocol::Protocol;
 use bulkhead_core::reason::Reason;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_pki::verifier::PeerId;
+use bulkhead_runtime::backoff::jitter;
 use bulkhead_runtime::clock::Clock;
-use bulkhead_runtime::drain;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::buffer::Buffered;
+use crate::accounts::{Account, Terms};
+use crate::buffer::{Buffered, ReadAhead};
 use crate::bypass;
 use crate::copy::copy_both_ways;
 use crate::credentials::Latest;
@@ -41,7 +44,8 @@ use crate::http2;
 use crate::metrics::{Direction, Metrics, PeerLabels};
 use crate::open_connections::{Admitted, Guard, OpenConnections};
 use crate::socket::{self, OverTcp};
-use crate::upstream::{App, Connect as _, OneToOne};
+use crate::trace::Beginner;
+use crate::upstream::{App, Connect as _, OneToOne, Presence};
 
 /// How long a client may stay silent before the application, which might be meant
 /// to speak first, is connected to. It is the whole price of not knowing a port's
@@ -57,6 +61,7 @@ pub(crate) struct Inbound {
     pub(crate) policy: watch::Receiver<Arc<InboundPolicy>>,
     pub(crate) bypass: bypass::State,
     pub(crate) open: OpenConnections,
+    pub(crate) presence: Presence,
     pub(crate) latest: Latest,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -70,22 +75,37 @@ pub(crate) struct Route {
     pub(crate) target: SocketAddr,
 }
 
+/// Mutual TLS with a client's proxy.
+type MeshStream = TlsStream<ReadAhead<TcpStream>>;
+
 impl Inbound {
     /// Serves one connection to its end. Whatever goes wrong is counted and
     /// logged here, because nobody waits for it.
-    pub(crate) async fn serve(
-        self: Rc<Self>,
-        stream: TcpStream,
-        route: Route,
-        drain: drain::Watch,
-    ) {
-        match self.connection(stream, route, drain).await {
+    pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream, route: Route, mut terms: Terms) {
+        // Not all at the same age: those that were made at once would come at once again.
+        let age = self.config.max_connection_age;
+        terms.until = age.map(|age| Instant::now() + age.mul_f64(0.9 + 0.2 * jitter()));
+        let account = terms.account.clone();
+        let served = tokio::select! {
+            biased;
+            served = self.connection(stream, route, terms) => served,
+            failure = account.ended() => Err(failure.into()),
+        };
+        match served {
             Ok(()) => {}
             Err(Ended::Broken(error)) => {
+                if error.kind() == io::ErrorKind::OutOfMemory {
+                    let reason = Reason::Overloaded;
+                    self.metrics.refused(Direction::Inbound, reason);
+                }
                 tracing::debug!(%error, source = %route.source, "an inbound connection broke");
             }
             Err(Ended::Refused(failure)) => {
                 self.metrics.refused(Direction::Inbound, failure.reason);
+                if failure.reason == Reason::Overloaded {
+                    // The budget says once that this begins, and once that it is over.
+                    return;
+                }
                 tracing::info!(
                     reason = failure.reason.code(),
                     detail = failure.detail,
@@ -99,44 +119,39 @@ impl Inbound {
         }
     }
 
-    async fn connection(
-        &self,
-        stream: TcpStream,
-        route: Route,
-        drain: drain::Watch,
-    ) -> Result<(), Ended> {
+    async fn connection(&self, stream: TcpStream, route: Route, terms: Terms) -> Result<(), Ended> {
         let port = route.target.port();
         let mode = self.policy().mode(port);
         let mut client = Buffered::new(stream);
+        let protocol = self.config.protocol(port);
         let mut first = self.look(&mut client, mode, port).await?;
         if first == Sniff::More && mode != MtlsMode::Strict {
-            let mut app = connect(route, &client).await?;
+            let mut app = connect(&self.app(route), &client).await?;
             match outwait(&mut client, &mut app).await {
                 Some(known) => first = known,
+                None if protocol.is_http() => {}
                 None => {
                     let permit = self.decide(port, None)?;
                     self.metrics.plaintext(route.source.ip());
                     let labels = self.metrics.inbound(None);
-                    return self.carry(client, app, &labels, drain, permit).await;
+                    return self.carry(client, app, &labels, terms, permit).await;
                 }
             }
         }
         let screened = policy::screen(mode, beginning(first));
         match screened {
-            Ok(Screening::TerminateTls) => self.mutual_tls(client, route, drain).await,
+            Ok(Screening::TerminateTls) => self.mutual_tls(client, route, terms).await,
             Ok(Screening::Forward) => {
                 let permit = self.decide(port, None)?;
                 self.metrics.plaintext(route.source.ip());
                 let inside = match first {
                     _ if self.is_opaque(port) || self.bypass.forwards() => Protocol::Opaque,
-                    Sniff::Http1 => Protocol::Http1,
-                    Sniff::Http2 => Protocol::Http2,
-                    Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
+                    first => first.on_port_of(protocol).inside(),
                 };
-                self.forward(client, inside, None, route, drain, permit)
+                self.forward(client, inside, None, route, terms, permit)
                     .await
             }
-            Err(reason) => self.refuse(client, first, reason, route, drain).await,
+            Err(reason) => Box::pin(self.refuse(client, first, reason, route, terms)).await,
         }
     }
 
@@ -199,31 +214,24 @@ impl Inbound {
         &self,
         client: Buffered<TcpStream>,
         route: Route,
-        drain: drain::Watch,
+        terms: Terms,
     ) -> Result<(), Ended> {
         let Some(credentials) = self.latest.get() else {
             socket::reset_on_close(&client);
             let detail = "the CA has not issued one yet";
             return Err(Failure::new(Reason::NoCertificate, detail).into());
         };
-        let handshake = TlsAcceptor::from(credentials.server_config()).accept(client);
-        let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                return Err(Failure::new(Reason::TlsHandshakeFailed, error).into());
-            }
-            Err(_) => {
-                let detail = format!("not finished within {HANDSHAKE_TIMEOUT:?}");
-                return Err(Failure::new(Reason::TlsHandshakeFailed, detail).into());
-            }
-        };
+        let protocol = self.config.protocol(route.target.port());
+        let server = credentials.server_config(protocol);
+        // A handshake takes kilobytes, which the connection would keep to its end.
+        let stream = Box::pin(handshake(server, client)).await?;
         let peer = credentials
             .peer(stream.get_ref().1, self.clock.now())
             .map_err(|error| Failure::new(Reason::TlsHandshakeFailed, error))?;
         let permit = self.decide(route.target.port(), Some(&peer))?;
         let mut client = Buffered::new(stream);
         let inside = self.inside(&mut client, route.target.port()).await?;
-        self.forward(client, inside, Some(&peer), route, drain, permit)
+        self.forward(client, inside, Some(&peer), route, terms, permit)
             .await
     }
 
@@ -231,18 +239,17 @@ impl Inbound {
     /// protocol name says, and else what the bytes look like.
     async fn inside(
         &self,
-        client: &mut Buffered<TlsStream<Buffered<TcpStream>>>,
+        client: &mut Buffered<Box<MeshStream>>,
         port: u16,
     ) -> io::Result<Protocol> {
         if self.is_opaque(port) {
             return Ok(Protocol::Opaque);
         }
         match alpn::inside(client.io.get_ref().1.alpn_protocol()) {
-            Protocol::Auto => Ok(match first_bytes(client, DETECTION_TIMEOUT).await? {
-                Sniff::Http1 => Protocol::Http1,
-                Sniff::Http2 => Protocol::Http2,
-                Sniff::Tls(_) | Sniff::Opaque | Sniff::More => Protocol::Opaque,
-            }),
+            Protocol::Auto => {
+                let first = first_bytes(client, DETECTION_TIMEOUT).await?;
+                Ok(first.on_port_of(self.config.protocol(port)).inside())
+            }
             named => Ok(named),
         }
     }
@@ -254,30 +261,34 @@ impl Inbound {
         inside: Protocol,
         peer: Option<&PeerId>,
         route: Route,
-        drain: drain::Watch,
+        terms: Terms,
         permit: Permitted,
     ) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin + 'static,
     {
         let labels = self.metrics.inbound(peer.map(PeerId::id));
-        let app = App(route.target);
+        let app = self.app(route);
+        let account = terms.account.clone();
         match inside {
             Protocol::Http1 => {
-                let mut session = self.session(labels, drain);
+                let mut session = self.session(labels, terms);
                 let mut app = OneToOne::new(app);
-                let served = http1::serve(&mut client, &mut app, &mut session);
-                let served = permit.hold(served).await;
+                let served = {
+                    let work = pin!(http1::serve(&mut client, &mut app, &mut session));
+                    permit.hold(&account, work).await
+                };
                 // Else a response that is cut off could look like a whole one.
                 served.inspect_err(|_| socket::reset_on_close(&client))
             }
             Protocol::Http2 | Protocol::Grpc => {
-                let mut session = self.session(labels, drain);
-                permit.hold(http2::serve(client, app, &mut session)).await
+                let mut session = self.session(labels, terms);
+                let work = Box::pin(http2::serve(client, app, &mut session));
+                permit.hold(&account, work).await
             }
             Protocol::Opaque | Protocol::Auto => {
-                let app = connect(route, &client).await?;
-                self.carry(client, app, &labels, drain, permit).await
+                let app = connect(&self.app(route), &client).await?;
+                self.carry(client, app, &labels, terms, permit).await
             }
         }
     }
@@ -288,21 +299,32 @@ impl Inbound {
         mut client: Buffered<S>,
         mut app: Buffered<TcpStream>,
         labels: &PeerLabels,
-        drain: drain::Watch,
+        terms: Terms,
         permit: Permitted,
     ) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin,
     {
-        let metrics = self.metrics.tcp(labels);
-        let copied = copy_both_ways(&mut client, &mut app, &metrics.meter);
-        let copied = permit.hold(copied).await;
-        drop(drain);
+        let metrics = self.metrics.tcp(Direction::Inbound, labels.clone());
+        let copied = {
+            let answered = || terms.account.finished_request();
+            let work = copy_both_ways(&mut client, &mut app, &metrics.meter, answered);
+            permit.hold(&terms.account, pin!(work)).await
+        };
+        drop(terms);
         copied.inspect_err(|_| {
             // What broke on one side must not look whole on the other.
             socket::reset_on_close(&client);
             socket::reset_on_close(&app);
         })
+    }
+
+    /// Where a connection goes on to.
+    fn app(&self, route: Route) -> App {
+        App {
+            address: route.target,
+            presence: self.presence.clone(),
+        }
     }
 
     /// Says no in the client's own protocol, where it has one to say it in.
@@ -312,7 +334,7 @@ impl Inbound {
         first: Sniff,
         reason: Reason,
         route: Route,
-        drain: drain::Watch,
+        terms: Terms,
     ) -> Result<(), Ended> {
         let reason = match first {
             Sniff::More => Reason::DetectionTimeout,
@@ -326,10 +348,11 @@ impl Inbound {
             self.policy().name
         );
         let failure = Failure::new(reason, detail);
-        let mut session = self.session(self.metrics.inbound(None), drain);
+        let mut session = self.session(self.metrics.inbound(None), terms);
         match first {
             Sniff::Http1 => {
-                http1::refuse(&mut client, &failure, &session).await?;
+                let close = http1::Afterwards::Close;
+                http1::refuse(&mut client, &failure, None, &session, close).await?;
                 Ok(http1::close_gently(&mut client).await?)
             }
             Sniff::Http2 => Ok(http2::refuse(client, failure, &mut session).await?),
@@ -340,19 +363,39 @@ impl Inbound {
         }
     }
 
-    fn session(&self, labels: PeerLabels, drain: drain::Watch) -> Session {
+    fn session(&self, labels: PeerLabels, terms: Terms) -> Session {
         Session {
             metrics: Rc::new(self.metrics.http(Direction::Inbound, labels)),
-            drain,
+            terms,
             policy: Some(self.policy().name.clone()),
+            trace: Beginner::new(self.config.trace_sampling),
+        }
+    }
+}
+
+/// Has a client prove who it is.
+async fn handshake(
+    config: Arc<ServerConfig>,
+    client: Buffered<TcpStream>,
+) -> Result<Box<MeshStream>, Failure> {
+    let handshake = TlsAcceptor::from(config).accept(client.into());
+    match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(mut stream)) => {
+            socket::bound_tls(stream.get_mut().1);
+            Ok(Box::new(stream))
+        }
+        Ok(Err(error)) => Err(Failure::new(Reason::TlsHandshakeFailed, error)),
+        Err(_) => {
+            let detail = format!("not finished within {HANDSHAKE_TIMEOUT:?}");
+            Err(Failure::new(Reason::TlsHandshakeFailed, detail))
         }
     }
 }
 
 /// Connects to the application for a client whose protocol may have no words for
 /// a failure: it gets what the application's own host would have sent.
-async fn connect(route: Route, client: &impl OverTcp) -> Result<Buffered<TcpStream>, Failure> {
-    let connected = App(route.target).connect().await;
+async fn connect(app: &App, client: &impl OverTcp) -> Result<Buffered<TcpStream>, Failure> {
+    let connected = app.connect().await;
     let app = connected.inspect_err(|_| socket::reset_on_close(client))?;
     Ok(Buffered::new(app))
 }
@@ -385,8 +428,14 @@ struct Permitted {
 }
 
 impl Permitted {
-    /// Does the connection's work, to its end or until it is no longer permitted.
-    async fn hold(&self, work: impl Future<Output = io::Result<()>>) -> Result<(), Ended> {
+    /// Does the connection's work, to its end or until it is no longer permitted, or
+    /// its memory is needed. It takes what is pinned already: a future that is handed over
+    /// is kept twice for as long as the connection lives.
+    async fn hold(
+        &self,
+        account: &Account,
+        work: impl Future<Output = io::Result<()>> + Unpin,
+    ) -> Result<(), Ended> {
         tokio::select! {
             biased;
             done = work => Ok(done?),
@@ -394,6 +443,7 @@ impl Permitted {
                 let detail = "a new policy no longer permits this connection";
                 Err(Failure::new(reason, detail).into())
             }
+            failure = account.ended() => Err(failure.into()),
         }
     }
 }

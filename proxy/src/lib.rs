@@ -24,13 +24,19 @@
 //! - [`detect`]: what a connection is, by its first bytes.
 //! - [`http1`], `http2`, `copy`: forwarding.
 //! - `upstream`: connections to the application and to peers.
-//! - `buffer`: memory, held only while it holds bytes.
+//! - `buffer`: memory, held only while it holds bytes; `budget`: how much there is,
+//!   `accounts`: which connection holds how much.
 //! - [`credentials`]: the certificate; `bulkhead_workload` gets it from the CA.
 //! - [`workload_api`]: the same for the application itself, where it is asked for.
-//! - `metrics`, `failure`: what is counted, and what is said.
+//! - `metrics`, `failure`: what is counted, and what is said; [`access_log`]: a line for
+//!   each request; `trace`: where requests belong to.
+//! - `fuzzing`: the HTTP/2 front in memory, for `fuzz/` alone.
 //! - `status`, `probe`: the status and admin ports; [`wait`]: holding others back.
 
+pub mod access_log;
+mod accounts;
 pub mod app;
+mod budget;
 mod buffer;
 mod bypass;
 pub mod config;
@@ -38,6 +44,8 @@ mod copy;
 pub mod detect;
 mod discovery;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod http1;
 mod http2;
 mod inbound;
@@ -47,6 +55,7 @@ mod outbound;
 mod probe;
 mod socket;
 mod status;
+mod trace;
 mod upstream;
 pub mod wait;
 mod worker;

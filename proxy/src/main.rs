@@ -11,7 +11,13 @@ use bulkhead_proxy::{config, wait};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain::Outcome;
 use bulkhead_runtime::shutdown::Signals;
-use bulkhead_runtime::{custody, log};
+use bulkhead_runtime::{custody, descriptors, log};
+
+/// Gives freed memory back to the kernel, and counts for each thread what it gave
+/// out: the proxy's budget rests on both. Set up in `.cargo/config.toml`.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How long `wait` waits: beyond it, whatever is wrong will not mend itself.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
@@ -51,10 +57,12 @@ async fn run() -> Result<(), Failed> {
         LogFormat::Text => log::Format::Text,
     };
     let level = log::init(&config.log_level, format).map_err(|error| (USAGE, error.into()))?;
+    descriptors::raise_limit();
     let mut signals = Signals::catch().map_err(|error| (1, error.into()))?;
     let dependencies = Dependencies {
         clock: Clock::system(),
         log_level: Some(level),
+        ..Dependencies::default()
     };
     let mut proxy = Proxy::start(config, dependencies).map_err(|error| (1, error.into()))?;
     tracing::info!(addresses = ?proxy.addresses, "started");
@@ -75,9 +83,20 @@ async fn run() -> Result<(), Failed> {
             Outcome::Finished => tracing::info!("everything in hand was finished"),
             Outcome::DeadlinePassed => tracing::warn!("open connections are cut: the drain took too long"),
         },
-        signal = signals.next() => tracing::warn!(signal, "stopping at once"),
+        signal = impatience(&mut signals) => tracing::warn!(signal, "stopping at once"),
     }
     failure.map_or(Ok(()), |ended| Err((1, ended.into())))
+}
+
+/// Waits for somebody at a terminal who does not want to wait. A pod's end can ask for
+/// a drain more than once, by a hook and then by SIGTERM, and means the same each time.
+async fn impatience(signals: &mut Signals) -> &'static str {
+    loop {
+        match signals.next().await {
+            "SIGTERM" => tracing::info!("draining already"),
+            signal => return signal,
+        }
+    }
 }
 
 async fn wait() -> Result<(), Failed> {

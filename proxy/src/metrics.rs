@@ -4,15 +4,18 @@
 //! path, a host or anything else that a stranger chooses. The labels of a
 //! connection are resolved once; a request only adds to what was found.
 
+mod connections;
+mod memory;
 mod process;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::reason::Reason;
@@ -23,9 +26,13 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::copy::Meter;
+use crate::access_log::{self, AccessLog, Line};
+use crate::copy::{Meter, Passed};
 use crate::failure::Failure;
 use crate::http1::head::RequestHead;
+pub(crate) use connections::Connections;
+use connections::Listed;
+pub(crate) use memory::MemoryMetrics;
 pub(crate) use process::ProcessMetrics;
 
 /// Istio's buckets, in milliseconds.
@@ -125,6 +132,9 @@ pub(crate) struct Metrics {
     plaintext: Family<SourceLabel, Counter>,
     plaintext_sources: Arc<Mutex<BTreeSet<IpAddr>>>,
     pub(crate) process: ProcessMetrics,
+    pub(crate) memory: MemoryMetrics,
+    pub(crate) connections: Connections,
+    access_log: AccessLog,
 }
 
 /// What is known of the server of an outbound connection.
@@ -143,16 +153,14 @@ struct Own {
     workload: String,
     namespace: String,
     principal: String,
-    access_log: bool,
 }
 
 impl Metrics {
-    pub(crate) fn new(config: &SidecarConfig, id: &SpiffeId) -> Self {
+    pub(crate) fn new(config: &SidecarConfig, id: &SpiffeId, access_log: AccessLog) -> Self {
         let own = Own {
             workload: known(&config.workload),
             namespace: config.namespace.clone(),
             principal: id.to_string(),
-            access_log: config.access_log,
         };
         Self {
             own: Arc::new(own),
@@ -166,6 +174,9 @@ impl Metrics {
             plaintext: Family::default(),
             plaintext_sources: Arc::default(),
             process: ProcessMetrics::default(),
+            memory: MemoryMetrics::default(),
+            connections: Connections::default(),
+            access_log,
         }
     }
 
@@ -210,7 +221,18 @@ impl Metrics {
             "Plaintext connections accepted, by client address",
             &self.plaintext,
         );
+        add(
+            "bulkhead_connections",
+            "Connections that are open, by what they carry",
+            &self.connections.count,
+        );
+        add(
+            "bulkhead_access_log_lines_dropped",
+            "Lines of the access log that nobody took in time",
+            self.access_log.dropped(),
+        );
         self.process.register(registry);
+        self.memory.register(registry);
     }
 
     /// The labels of connections from a client, whose identity mutual TLS proved
@@ -275,22 +297,31 @@ impl Metrics {
     }
 
     pub(crate) fn http(&self, direction: Direction, peers: PeerLabels) -> HttpMetrics {
+        let peers = Arc::new(peers);
+        let listed = self.connections.open(direction, "http", Arc::clone(&peers));
         HttpMetrics {
             metrics: self.clone(),
             direction,
             peers,
+            _listed: listed,
             found: RefCell::default(),
         }
     }
 
-    pub(crate) fn tcp(&self, peers: &PeerLabels) -> TcpMetrics {
-        self.opened.get_or_create(peers).inc();
+    pub(crate) fn tcp(&self, direction: Direction, peers: PeerLabels) -> TcpMetrics {
+        self.opened.get_or_create(&peers).inc();
+        let peers = Arc::new(peers);
         TcpMetrics {
-            closed: self.closed.get_or_create_owned(peers),
+            closed: self.closed.get_or_create_owned(&peers),
             meter: Meter {
-                from_client: self.received.get_or_create_owned(peers),
-                from_server: self.sent.get_or_create_owned(peers),
+                from_client: Passed::counted_in(self.received.get_or_create_owned(&peers)),
+                from_server: Passed::counted_in(self.sent.get_or_create_owned(&peers)),
             },
+            started: Instant::now(),
+            direction,
+            _listed: self.connections.open(direction, "tcp", Arc::clone(&peers)),
+            peers,
+            access_log: self.access_log.clone(),
         }
     }
 }
@@ -335,11 +366,33 @@ where
 pub(crate) struct TcpMetrics {
     closed: Counter,
     pub meter: Meter,
+    started: Instant,
+    direction: Direction,
+    peers: Arc<PeerLabels>,
+    access_log: AccessLog,
+    _listed: Listed,
 }
 
 impl Drop for TcpMetrics {
     fn drop(&mut self) {
         self.closed.inc();
+        if self.access_log.is_on() {
+            self.access_log.add(&Line {
+                direction: self.direction.as_str(),
+                protocol: "tcp",
+                source: &self.peers.source_principal,
+                destination: &self.peers.destination_principal,
+                service: &self.peers.destination_service,
+                method: None,
+                path: None,
+                status: None,
+                grpc_status: None,
+                reason: None,
+                duration_ms: milliseconds(self.started.elapsed()),
+                bytes_received: self.meter.from_client.own(),
+                bytes_sent: self.meter.from_server.own(),
+            });
+        }
     }
 }
 
@@ -347,7 +400,8 @@ impl Drop for TcpMetrics {
 pub(crate) struct HttpMetrics {
     metrics: Metrics,
     direction: Direction,
-    peers: PeerLabels,
+    peers: Arc<PeerLabels>,
+    _listed: Listed,
     /// What requests so far have led to: a handful of entries.
     found: RefCell<Vec<(Outcome, Counter, Histogram)>>,
 }
@@ -361,6 +415,30 @@ struct Outcome {
     flags: &'static str,
 }
 
+impl Outcome {
+    /// With codes of which there are not many, whatever a server says: an unknown status
+    /// is its class's x00 (RFC 9110, 15), an unknown status of gRPC is UNKNOWN.
+    fn bounded(self) -> Self {
+        let known = http::StatusCode::from_u16(self.status).ok();
+        let is_known = known.is_some_and(|status| status.canonical_reason().is_some());
+        Self {
+            status: match is_known {
+                true => self.status,
+                false => self.status / 100 * 100,
+            },
+            grpc_status: GrpcStatus(self.grpc_status.0.map(|status| match status {
+                0..=GRPC_LAST => status,
+                _ => GRPC_UNKNOWN,
+            })),
+            ..self
+        }
+    }
+}
+
+/// UNKNOWN, and UNAUTHENTICATED, which is the last of gRPC's statuses.
+const GRPC_UNKNOWN: u8 = 2;
+const GRPC_LAST: u8 = 16;
+
 /// Which side a response was broken off by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CutBy {
@@ -371,29 +449,57 @@ pub(crate) enum CutBy {
 /// One request, as metrics and access log see it.
 pub(crate) struct HttpRequest {
     protocol: &'static str,
-    /// Method and target; only where the access log is on.
-    access: Option<(String, String)>,
+    /// Only where the access log is on.
+    access: Option<Access>,
+}
+
+/// What only the access log tells of a request.
+struct Access {
+    method: String,
+    path: String,
+    /// Bytes of bodies: the request's, which HTTP/2 sends beside its response, and the
+    /// response's.
+    received: Rc<Cell<u64>>,
+    sent: Cell<u64>,
 }
 
 impl HttpRequest {
     pub(crate) fn is_grpc(&self) -> bool {
         self.protocol == "grpc"
     }
+
+    /// Where the bytes of its body are to be counted, if anybody wants to know.
+    pub(crate) fn received(&self) -> Option<Rc<Cell<u64>>> {
+        let access = self.access.as_ref();
+        access.map(|access| Rc::clone(&access.received))
+    }
+
+    /// Notes bytes of its body.
+    pub(crate) fn receives(&self, count: u64) {
+        if let Some(access) = &self.access {
+            access.received.set(access.received.get() + count);
+        }
+    }
+
+    /// Notes bytes of its response's body.
+    pub(crate) fn sends(&self, count: u64) {
+        if let Some(access) = &self.access {
+            access.sent.set(access.sent.get() + count);
+        }
+    }
 }
 
 impl HttpMetrics {
     /// Notes an HTTP/1 request whose head `bytes` begin with.
     pub(crate) fn begin(&self, request: &RequestHead, bytes: &[u8]) -> HttpRequest {
-        let text = |range: &std::ops::Range<usize>| {
-            String::from_utf8_lossy(&bytes[range.clone()]).into_owned()
-        };
         HttpRequest {
             protocol: "http",
-            access: self
-                .metrics
-                .own
-                .access_log
-                .then(|| (text(&request.method_text), text(&request.target))),
+            access: self.metrics.access_log.is_on().then(|| {
+                Access::new(
+                    &bytes[request.method_text.clone()],
+                    &bytes[request.target.clone()],
+                )
+            }),
         }
     }
 
@@ -405,10 +511,10 @@ impl HttpMetrics {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         HttpRequest {
             protocol: protocol(is_grpc),
-            access: self.metrics.own.access_log.then(|| {
+            access: self.metrics.access_log.is_on().then(|| {
                 let target = request.uri().path_and_query();
                 let target = target.map_or("*", |target| target.as_str());
-                (request.method().to_string(), target.to_owned())
+                Access::new(request.method().as_str().as_bytes(), target.as_bytes())
             }),
         }
     }
@@ -431,7 +537,7 @@ impl HttpMetrics {
             flags: "-",
         };
         self.count(outcome, took);
-        self.access(request, status, took, "");
+        self.access(request, outcome, took, None);
     }
 
     /// Notes a response that broke off.
@@ -448,20 +554,34 @@ impl HttpMetrics {
         self.count(outcome, took);
         let direction = self.direction.as_str();
         tracing::debug!(%error, ?by, direction, "a response broke off");
-        self.access(request, 0, took, "response_cut");
+        self.access(request, outcome, took, Some("response_cut"));
     }
 
     /// Notes an answer of the proxy's own, which has a gRPC status where it
-    /// answers gRPC.
-    pub(crate) fn refused(&self, failure: &Failure, status: u16, grpc_status: GrpcStatus) {
+    /// answers gRPC. The request is absent where it was none that can be read.
+    pub(crate) fn refused(
+        &self,
+        request: Option<&HttpRequest>,
+        failure: &Failure,
+        status: u16,
+        grpc_status: GrpcStatus,
+        took: Duration,
+    ) {
         let outcome = Outcome {
             protocol: protocol(grpc_status.0.is_some()),
             status,
             grpc_status,
             flags: response_flags(failure.reason),
         };
-        self.count(outcome, Duration::ZERO);
+        self.count(outcome, took);
+        if let Some(request) = request {
+            self.access(request, outcome, took, Some(failure.reason.code()));
+        }
         self.metrics.refused(self.direction, failure.reason);
+        if failure.reason == Reason::Overloaded {
+            // The budget says once that this begins, and once that it is over.
+            return;
+        }
         tracing::info!(
             reason = failure.reason.code(),
             detail = failure.detail,
@@ -474,12 +594,13 @@ impl HttpMetrics {
     }
 
     fn count(&self, outcome: Outcome, took: Duration) {
+        let outcome = outcome.bounded();
         let mut found = self.found.borrow_mut();
         let index = match found.iter().position(|(known, ..)| *known == outcome) {
             Some(index) => index,
             None => {
                 let labels = RequestLabels {
-                    peers: self.peers.clone(),
+                    peers: PeerLabels::clone(&self.peers),
                     request_protocol: outcome.protocol,
                     response_code: outcome.status,
                     grpc_response_status: outcome.grpc_status,
@@ -493,25 +614,52 @@ impl HttpMetrics {
         };
         let (_, requests, durations) = &found[index];
         requests.inc();
-        durations.observe(took.as_secs_f64() * 1000.0);
+        durations.observe(milliseconds(took));
     }
 
-    fn access(&self, request: &HttpRequest, status: u16, took: Duration, reason: &str) {
-        if let Some((method, target)) = &request.access {
-            tracing::info!(
-                target: "bulkhead::access",
-                direction = self.direction.as_str(),
-                method,
-                target,
-                status,
-                duration_ms = took.as_secs_f64() * 1000.0,
-                source = self.peers.source_principal,
-                destination = self.peers.destination_service,
-                reason,
-                "request"
-            );
+    fn access(
+        &self,
+        request: &HttpRequest,
+        outcome: Outcome,
+        took: Duration,
+        reason: Option<&'static str>,
+    ) {
+        let Some(access) = &request.access else {
+            return;
+        };
+        self.metrics.access_log.add(&Line {
+            direction: self.direction.as_str(),
+            protocol: request.protocol,
+            source: &self.peers.source_principal,
+            destination: &self.peers.destination_principal,
+            service: &self.peers.destination_service,
+            method: Some(&access.method),
+            path: Some(&access.path),
+            status: Some(outcome.status),
+            grpc_status: outcome.grpc_status.0,
+            reason,
+            duration_ms: milliseconds(took),
+            bytes_received: access.received.get(),
+            bytes_sent: access.sent.get(),
+        });
+    }
+}
+
+impl Access {
+    /// Without the query, in which clients send tokens and names.
+    fn new(method: &[u8], target: &[u8]) -> Self {
+        let path = target.split(|byte| *byte == b'?').next();
+        Self {
+            method: access_log::text(method),
+            path: access_log::text(path.unwrap_or_default()),
+            received: Rc::default(),
+            sent: Cell::default(),
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 /// Istio's letters for what dashboards already group by.
@@ -526,6 +674,7 @@ fn response_flags(reason: Reason) -> &'static str {
         Reason::ResponseMalformed => "UPE",
         Reason::RequestMalformed | Reason::RequestHeadTooLarge => "DPE",
         Reason::PlaintextRefused | Reason::MtlsDisabled => "UAEX",
+        Reason::Overloaded => "UO",
         Reason::DestinationIsSelf | Reason::DetectionTimeout => "-",
     }
 }
@@ -537,7 +686,7 @@ mod tests {
 
     fn metrics() -> (Metrics, Registry) {
         let config = SidecarConfig::new(default_trust_domain(), "shop".into(), "cart".into());
-        let metrics = Metrics::new(&config, &config.spiffe_id().unwrap());
+        let metrics = Metrics::new(&config, &config.spiffe_id().unwrap(), AccessLog::silent());
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         (metrics, registry)
@@ -560,6 +709,34 @@ mod tests {
             .filter(|line| line.starts_with("bulkhead_plaintext_connections_total{"))
             .count();
         assert_eq!(lines, MAX_PLAINTEXT_SOURCES + 1);
+    }
+
+    #[test]
+    fn a_servers_codes_cannot_fill_the_memory() {
+        let (metrics, registry) = metrics();
+        let http = metrics.http(Direction::Inbound, metrics.inbound(None));
+        let request = HttpRequest {
+            protocol: "grpc",
+            access: None,
+        };
+        for status in 100..1000 {
+            http.finished(&request, status, Duration::ZERO);
+        }
+        for status in 0..=u8::MAX {
+            http.finished_grpc(&request, 200, GrpcStatus(Some(status)), Duration::ZERO);
+        }
+        let text = text(&registry);
+        let is_series = |line: &&str| line.starts_with("istio_requests_total{");
+        let count = text.lines().filter(is_series).count();
+        assert!(count < 100, "{count}");
+        let counted = |code: &str| {
+            text.lines()
+                .find(|line| is_series(line) && line.contains(code))
+        };
+        let unknown_of_class = counted("response_code=\"400\"").unwrap();
+        assert!(!unknown_of_class.ends_with(" 1"), "{unknown_of_class}");
+        assert!(counted("response_code=\"404\"").unwrap().ends_with(" 1"));
+        assert_eq!(counted("response_code=\"499\""), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod destinations;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +18,12 @@ use std::time::Duration;
 use bulkhead_core::protocol::Protocol;
 use bulkhead_core::reason::Reason;
 use bulkhead_core::sidecar::SidecarConfig;
-use bulkhead_runtime::drain;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
+use crate::accounts::{Account, Terms};
 use crate::buffer::Buffered;
 use crate::copy::copy_both_ways;
 use crate::detect::{Sniff, first_bytes};
@@ -32,6 +33,7 @@ use crate::http2;
 use crate::inbound::DETECTION_TIMEOUT;
 use crate::metrics::{Direction, Metrics, Server};
 use crate::socket;
+use crate::trace::Beginner;
 use crate::upstream::{Place, Requests, Stream, Upstream};
 
 pub(crate) use destinations::Destinations;
@@ -64,12 +66,7 @@ pub(crate) enum Towards {
 impl Outbound {
     /// Serves one connection to its end. Whatever goes wrong is counted and
     /// logged here, because nobody waits for it.
-    pub(crate) async fn serve(
-        self: Rc<Self>,
-        stream: TcpStream,
-        towards: Towards,
-        drain: drain::Watch,
-    ) {
+    pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream, towards: Towards, terms: Terms) {
         let (upstream, port) = match towards {
             Towards::Upstream(upstream) => (upstream, None),
             Towards::Anywhere(destination) => match self.destination(&stream, destination) {
@@ -82,8 +79,12 @@ impl Outbound {
             },
         };
         let client = Buffered::new(stream);
-        if let Err(error) = self.connection(client, &upstream, port, drain).await {
+        if let Err(error) = self.connection(client, &upstream, port, terms).await {
             let service = &upstream.targets().service;
+            if error.kind() == io::ErrorKind::OutOfMemory {
+                self.metrics
+                    .refused(Direction::Outbound, Reason::Overloaded);
+            }
             tracing::debug!(%error, service, "an outbound connection broke");
         }
     }
@@ -118,7 +119,7 @@ impl Outbound {
         mut client: Buffered<TcpStream>,
         upstream: &Rc<Upstream>,
         port: Option<u16>,
-        drain: drain::Watch,
+        terms: Terms,
     ) -> io::Result<()> {
         let targets = upstream.targets();
         let is_opaque = match targets.protocol {
@@ -133,7 +134,8 @@ impl Outbound {
         let mut inside = if is_opaque {
             Sniff::Opaque
         } else {
-            first_bytes(&mut client, DETECTION_TIMEOUT).await?
+            let first = first_bytes(&mut client, DETECTION_TIMEOUT).await?;
+            first.on_port_of(targets.protocol)
         };
         let mut tunnel = None;
         if inside == Sniff::More {
@@ -147,16 +149,22 @@ impl Outbound {
         match inside {
             Sniff::Http1 => {
                 drop(tunnel);
+                let account = terms.account.clone();
                 let mut requests = Requests::new(Rc::clone(upstream));
-                let mut session = self.session(upstream, drain);
-                let served = http1::serve(&mut client, &mut requests, &mut session).await;
+                let mut session = self.session(upstream, terms);
+                let served = {
+                    let work = pin!(http1::serve(&mut client, &mut requests, &mut session));
+                    self.until_ended(&account, work).await
+                };
                 // Else a response that is cut off could look like a whole one.
                 served.inspect_err(|_| socket::reset_on_close(&client))
             }
             Sniff::Http2 => {
                 drop(tunnel);
-                let mut session = self.session(upstream, drain);
-                http2::serve(client, Rc::clone(upstream), &mut session).await
+                let account = terms.account.clone();
+                let mut session = self.session(upstream, terms);
+                let work = Box::pin(http2::serve(client, Rc::clone(upstream), &mut session));
+                self.until_ended(&account, work).await
             }
             Sniff::Tls(_) | Sniff::Opaque | Sniff::More => {
                 let tunnel = match tunnel {
@@ -166,14 +174,36 @@ impl Outbound {
                 let Some(tunnel) = tunnel else {
                     return Ok(());
                 };
-                let carried = self.carry(&mut client, upstream, tunnel).await;
+                let carried = {
+                    let account = &terms.account;
+                    let work = pin!(self.carry(&mut client, upstream, tunnel, account));
+                    self.until_ended(account, work).await
+                };
                 carried.inspect_err(|_| socket::reset_on_close(&client))
             }
         }
     }
 
+    /// Does a connection's work, to its end or until its memory is needed. It takes
+    /// what is pinned already: a future that is handed over is kept twice for as long as
+    /// the connection lives.
+    async fn until_ended(
+        &self,
+        account: &Account,
+        work: impl Future<Output = io::Result<()>> + Unpin,
+    ) -> io::Result<()> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            failure = account.ended() => {
+                self.metrics.refused(Direction::Outbound, failure.reason);
+                Err(io::Error::other(failure))
+            }
+        }
+    }
+
     /// What the requests of one connection share.
-    fn session(&self, upstream: &Upstream, drain: drain::Watch) -> Session {
+    fn session(&self, upstream: &Upstream, terms: Terms) -> Session {
         let targets = upstream.targets();
         let labels = self.metrics.outbound(&Server {
             service: &targets.service,
@@ -183,8 +213,9 @@ impl Outbound {
         });
         Session {
             metrics: Rc::new(self.metrics.http(Direction::Outbound, labels)),
-            drain,
+            terms,
             policy: None,
+            trace: Beginner::new(self.config.trace_sampling),
         }
     }
 
@@ -216,6 +247,7 @@ impl Outbound {
         client: &mut Buffered<TcpStream>,
         upstream: &Upstream,
         tunnel: Tunnel,
+        account: &Account,
     ) -> io::Result<()> {
         let Tunnel {
             mut server,
@@ -237,8 +269,9 @@ impl Outbound {
                 identity: place.identity(),
             })
         };
-        let metrics = self.metrics.tcp(&labels);
-        let copied = copy_both_ways(client, &mut server, &metrics.meter).await;
+        let metrics = self.metrics.tcp(Direction::Outbound, labels);
+        let answered = || account.finished_request();
+        let copied = copy_both_ways(client, &mut server, &metrics.meter, answered).await;
         copied.inspect_err(|error| self.break_off(&targets.service, &mut server, error))
     }
 

@@ -4,11 +4,13 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use rustls::ConnectionCommon;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
-use crate::buffer::Buffered;
+use crate::budget::{self, SocketBuffers};
+use crate::buffer::{Buffered, ReadAhead};
 
 /// How many connections may wait to be accepted. The kernel lowers it to
 /// net.core.somaxconn, 4096 on current kernels.
@@ -20,6 +22,9 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(45);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// How many encrypted bytes may wait to be written: two records.
+const ENCRYPTED: usize = 33 * 1024;
+
 /// Sets up a connected socket. A socket on which that fails is one whose peer is
 /// gone already, which reading it will tell.
 pub(crate) fn prepare(stream: &TcpStream) {
@@ -30,6 +35,22 @@ pub(crate) fn prepare(stream: &TcpStream) {
         .with_retries(KEEPALIVE_PROBES);
     let _ = stream.set_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
+    let buffers = budget::socket_buffers();
+    let _ = socket.set_tcp_notsent_lowat(buffers.unsent);
+    bound_receiving(&socket, buffers);
+}
+
+/// Bounds what may wait to be read from a connected socket, or from each of those that
+/// wait to be accepted from a listening one.
+pub(crate) fn bound_receiving(socket: &SockRef<'_>, buffers: SocketBuffers) {
+    if let Some(size) = buffers.receive {
+        let _ = socket.set_recv_buffer_size(size);
+    }
+}
+
+/// Bounds what a TLS connection keeps for a peer that reads slowly.
+pub(crate) fn bound_tls<D>(connection: &mut ConnectionCommon<D>) {
+    connection.set_buffer_limit(Some(ENCRYPTED));
 }
 
 /// A connection over a TCP socket, whatever is in between.
@@ -46,6 +67,18 @@ impl OverTcp for TcpStream {
 impl<S: OverTcp> OverTcp for Buffered<S> {
     fn socket(&self) -> &TcpStream {
         self.io.socket()
+    }
+}
+
+impl<S: OverTcp> OverTcp for ReadAhead<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().socket()
+    }
+}
+
+impl<S: OverTcp> OverTcp for Box<S> {
+    fn socket(&self) -> &TcpStream {
+        self.as_ref().socket()
     }
 }
 

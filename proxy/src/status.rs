@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::RenewalRequests;
+use crate::access_log::AccessLog;
 use crate::bypass::{self, Source, Switch};
 use crate::credentials::Latest;
+use crate::metrics::Connections;
 use crate::probe;
 
 /// The longest log filter that is taken from a query.
@@ -56,7 +58,8 @@ pub(crate) struct Admin {
     pub(crate) latest: Latest,
     pub(crate) renewal: watch::Receiver<State>,
     pub(crate) renewals: RenewalRequests,
-    pub(crate) open_outbound: watch::Receiver<usize>,
+    pub(crate) connections: Connections,
+    pub(crate) access_log: AccessLog,
     pub(crate) drain: mpsc::Sender<()>,
     pub(crate) level: Option<log::Level>,
     pub(crate) switch: Switch,
@@ -65,11 +68,14 @@ pub(crate) struct Admin {
 const ADMIN_HELP: &str = "\
 GET  /config_dump            what the proxy was told
 GET  /certs                  the certificate and trust bundle in use, and how renewal goes
-GET  /connections            how many outbound connections are open
+GET  /connections            the connections that are open: whose, to whom, for how long
 GET  /bypass                 whether the proxy stands aside, and by whose word
-POST /bypass                 stand aside, or no more: {\"phase\":\"off|accept|forward\",\"reason\",\"by\",\"until\"}
+POST /bypass                 stand aside, or no more: {\"phase\":\"off|accept|forward\",\"reason\",\"by\",\"until\"};
+                            \"takes_back\":true in it: also what control said before no longer counts
 POST /renew                  get a new certificate now
 POST /logging?level=FILTER   change the log level, such as info or warn,bulkhead_proxy=debug
+GET  /log/access             whether the access log is on
+POST /log/access?on=BOOLEAN  switch it on or off
 POST /drain                  stop as SIGTERM does
 GET  /metrics /ready /live
 ";
@@ -96,6 +102,8 @@ impl Admin {
                 text(StatusCode::ACCEPTED, "renewing\n")
             }
             (&Method::POST, "/logging") => self.set_level(request.uri().query()),
+            (&Method::GET, "/log/access") => reply(&self.access_log()),
+            (&Method::POST, "/log/access") => self.switch_access_log(request.uri().query()),
             (&Method::POST, "/drain") => {
                 // Full means that somebody has asked already.
                 let _ = self.drain.try_send(());
@@ -133,8 +141,13 @@ impl Admin {
         };
         match order {
             Ok(order) => {
+                let takes_back = order.takes_back;
                 let asked = order.for_pod(&self.config.pod_name);
-                self.switch.ask(Source::Admin, asked);
+                if takes_back {
+                    self.switch.take_back(asked);
+                } else {
+                    self.switch.ask(Source::Admin, asked);
+                }
                 reply(&self.switch.state().in_force().to_json())
             }
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
@@ -149,7 +162,28 @@ impl Admin {
     }
 
     fn connections(&self) -> Value {
-        json!({ "outbound": *self.open_outbound.borrow() })
+        self.connections.to_json()
+    }
+
+    fn access_log(&self) -> Value {
+        json!({
+            "on": self.access_log.is_on(),
+            "lines_dropped": self.access_log.dropped().get(),
+        })
+    }
+
+    fn switch_access_log(&self, query: Option<&str>) -> Response {
+        let on = query.and_then(|query| query.strip_prefix("on=")?.parse().ok());
+        let Some(on) = on else {
+            return text(StatusCode::BAD_REQUEST, "say ?on=true or ?on=false\n");
+        };
+        match self.access_log.switch(on) {
+            Ok(()) => reply(&self.access_log()),
+            Err(error) => {
+                let problem = format!("starting the access log failed: {error}\n");
+                text(StatusCode::INTERNAL_SERVER_ERROR, problem)
+            }
+        }
     }
 
     fn set_level(&self, query: Option<&str>) -> Response {

@@ -22,7 +22,11 @@ use futures::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local, unconstrained};
+use tokio::time::{Instant, timeout};
 
+use crate::accounts::Accounts;
+use crate::budget::{self, Budget};
+use crate::buffer;
 use crate::bypass;
 use crate::credentials::Latest;
 use crate::discovery::{Directory, Targets};
@@ -31,11 +35,15 @@ use crate::metrics::{Direction, Metrics};
 use crate::open_connections::OpenConnections;
 use crate::outbound::{Destinations, Outbound, Towards};
 use crate::socket;
-use crate::upstream::{self, TlsSettings, Upstream};
+use crate::upstream::{self, Presence, TlsSettings, Upstream};
 
 /// How long to wait after a failed accept, which is nearly always a lack of file
 /// descriptors: trying again at once would take the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The part of the drain in which those are waited for who have not heard that the
+/// proxy is leaving. Some never hear of it; the rest is for what they have in hand.
+const LATECOMERS_SHARE: u32 = 3;
 
 /// How often a worker looks for what is idle.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -52,6 +60,7 @@ pub(crate) struct Work {
     pub(crate) first_word: watch::Receiver<bool>,
     pub(crate) bypass: bypass::State,
     pub(crate) directory: Directory,
+    pub(crate) budget: Budget,
     pub(crate) inbound_sockets: Vec<InboundSocket>,
     pub(crate) outbound_sockets: Vec<OutboundSocket>,
     pub(crate) inbound_drain: drain::Watch,
@@ -102,6 +111,7 @@ fn run(work: Work) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    budget::bind_thread(work.budget.clone());
     let local = LocalSet::new();
     let mut stop = work.stop.clone();
     local.spawn_local(serve(work));
@@ -114,10 +124,12 @@ fn run(work: Work) -> io::Result<()> {
 
 async fn serve(work: Work) {
     let own_ports = own_ports(&work);
+    let accounts = Accounts::new(work.budget.clone());
     let inbound = Rc::new(Inbound {
         policy: work.policy,
         bypass: work.bypass.clone(),
         open: OpenConnections::default(),
+        presence: Presence::default(),
         config: Arc::clone(&work.config),
         latest: work.latest.clone(),
         metrics: work.metrics.clone(),
@@ -133,6 +145,7 @@ async fn serve(work: Work) {
         let inbound = Rc::clone(&inbound);
         let drain = work.inbound_drain.clone();
         let mut first_word = work.first_word.clone();
+        let (budget, accounts) = (work.budget.clone(), accounts.clone());
         let guard = work.tasks.guard("a worker's inbound listener");
         spawn_local(async move {
             let _guard = guard;
@@ -140,9 +153,15 @@ async fn serve(work: Work) {
             // permit may be more than what control is about to say. Whoever could
             // say it being gone means that the settings count.
             let _ = first_word.wait_for(|is_said| *is_said).await;
-            let accepted = accept(socket, drain, move |stream, source, drain| {
+            let end = End {
+                within: inbound.config.drain_duration,
+                quiet: inbound.config.drain_quiet,
+                presence: inbound.presence.clone(),
+            };
+            let accepted = accept(socket, budget, drain, end, move |stream, source, drain| {
                 if let Some(route) = route(&stream, source, forward, &inbound) {
-                    spawn_local(Rc::clone(&inbound).serve(stream, route, drain));
+                    let inbound = Rc::clone(&inbound);
+                    accounts.serve(drain, |terms| inbound.serve(stream, route, terms));
                 }
             });
             accepted.await;
@@ -155,6 +174,7 @@ async fn serve(work: Work) {
         tls: TlsSettings::default(),
         own: work.config.pod_ips.clone(),
     });
+    let mut named = Vec::new();
     let outbound = Rc::new(Outbound {
         config: work.config,
         metrics: work.metrics,
@@ -171,19 +191,26 @@ async fn serve(work: Work) {
             Destination::Anywhere(address) => Towards::Anywhere(address),
             Destination::Upstream(targets) => {
                 let (_, targets) = watch::channel(Some(targets));
-                let upstream = Upstream::new(Rc::clone(&shared), None, targets);
-                Towards::Upstream(Rc::new(upstream))
+                let upstream = Rc::new(Upstream::new(Rc::clone(&shared), None, targets));
+                named.push(Rc::clone(&upstream));
+                Towards::Upstream(upstream)
             }
         };
         let open = work.open_outbound.clone();
         let drain = work.outbound_drain.clone();
         let guard = work.tasks.guard("a worker's outbound listener");
-        let accepted = accept(socket, drain, move |stream, _, drain| {
+        let (budget, accounts) = (work.budget.clone(), accounts.clone());
+        let end = End {
+            within: outbound.config.drain_duration,
+            quiet: outbound.config.drain_quiet,
+            presence: Presence::default(),
+        };
+        let accepted = accept(socket, budget, drain, end, move |stream, _, drain| {
             let outbound = Rc::clone(&outbound);
             let towards = towards.clone();
             let open = Open::new(&open);
-            spawn_local(async move {
-                outbound.serve(stream, towards, drain).await;
+            accounts.serve(drain, |terms| async move {
+                outbound.serve(stream, towards, terms).await;
                 drop(open);
             });
         });
@@ -192,12 +219,25 @@ async fn serve(work: Work) {
             accepted.await;
         });
     }
-    spawn_local(async move {
+    spawn_local(give_back(accounts, outbound, named));
+}
+
+/// Gives back what is idle: what has been so for long, and all of it while memory is
+/// short.
+async fn give_back(accounts: Accounts, outbound: Rc<Outbound>, named: Vec<Rc<Upstream>>) {
+    let tidy = async {
         loop {
             tokio::time::sleep(TIDY_EVERY).await;
             outbound.destinations.tidy();
+            named.iter().for_each(|upstream| upstream.tidy());
         }
+    };
+    let under_pressure = accounts.follow(|| {
+        buffer::give_back_kept();
+        outbound.destinations.close_idle();
+        named.iter().for_each(|upstream| upstream.close_idle());
     });
+    tokio::join!(tidy, under_pressure);
 }
 
 /// The ports that take connections to anywhere: what is sent to one of them goes
@@ -217,11 +257,26 @@ fn own_ports(work: &Work) -> Vec<u16> {
     addresses.flatten().map(|address| address.port()).collect()
 }
 
-/// Accepts until the drain starts, and then what is waiting already: closing the
-/// socket would reset connections whose clients believe them to be open.
+/// What decides when a listener that drains is closed.
+struct End {
+    /// How long the drain may take.
+    within: Duration,
+    /// For how long nobody must have come. Those who send work here hear of its end at
+    /// different times, some of them seconds late; a closed port would fail what they
+    /// send until then.
+    quiet: Duration,
+    /// Whether there is still somebody to serve those who come.
+    presence: Presence,
+}
+
+/// Accepts while there is memory for it. Once the drain has started it goes on for
+/// those who have not heard of it, each of whom is told to go elsewhere next time,
+/// until nobody has come for a while or there is no application to serve them.
 async fn accept(
     socket: std::net::TcpListener,
+    budget: Budget,
     mut drain: drain::Watch,
+    end: End,
     mut serve: impl FnMut(TcpStream, SocketAddr, drain::Watch),
 ) {
     let listener = match TcpListener::from_std(socket) {
@@ -231,16 +286,21 @@ async fn accept(
             return;
         }
     };
+    let mut serve = |(stream, source), drain: &drain::Watch| {
+        socket::prepare(&stream);
+        serve(stream, source, drain.clone());
+    };
+    let mut has_clients = false;
     loop {
         let accepted = tokio::select! {
             biased;
             () = drain.started() => break,
-            accepted = listener.accept() => accepted,
+            accepted = budget.room().then(|()| listener.accept()) => accepted,
         };
         match accepted {
-            Ok((stream, source)) => {
-                socket::prepare(&stream);
-                serve(stream, source, drain.clone());
+            Ok(accepted) => {
+                has_clients = true;
+                serve(accepted, &drain);
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
@@ -248,11 +308,24 @@ async fn accept(
             }
         }
     }
-    // Without tokio's limit on what a task does at once, which would end this
-    // before the queue is empty.
-    while let Some(Ok((stream, source))) = unconstrained(listener.accept()).now_or_never() {
-        socket::prepare(&stream);
-        serve(stream, source, drain.clone());
+    let until = Instant::now() + end.within / LATECOMERS_SHARE;
+    while has_clients && Instant::now() < until {
+        let next = timeout(end.quiet, budget.room().then(|()| listener.accept()));
+        tokio::select! {
+            biased;
+            () = end.presence.ended() => break,
+            next = next => match next {
+                Ok(Ok(accepted)) => serve(accepted, &drain),
+                Ok(Err(_)) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                Err(_) => break,
+            },
+        }
+    }
+    // Closing the socket resets the connections that wait to be accepted, and whose
+    // clients believe them to be open. Without tokio's limit on what a task does at
+    // once, which would end this before the queue is empty.
+    while let Some(Ok(accepted)) = unconstrained(listener.accept()).now_or_never() {
+        serve(accepted, &drain);
     }
 }
 

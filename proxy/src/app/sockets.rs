@@ -5,8 +5,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use bulkhead_core::sidecar::SidecarConfig;
+use socket2::SockRef;
 
 use super::StartError;
+use crate::budget::SocketBuffers;
 use crate::discovery::Targets;
 use crate::socket;
 use crate::worker::{Destination, InboundSocket, OutboundSocket};
@@ -65,6 +67,15 @@ impl Sockets {
                 })
                 .transpose()?,
         })
+    }
+
+    /// Bounds what connections may send that are not accepted yet.
+    pub(super) fn bound_receiving(&self, buffers: SocketBuffers) {
+        let inbound = self.inbound.iter().map(|listener| &listener.socket);
+        let outbound = self.outbound.iter().chain(&self.redirected);
+        for socket in inbound.chain(outbound.map(|listener| &listener.socket)) {
+            socket::bound_receiving(&SockRef::from(socket), buffers);
+        }
     }
 
     /// The same sockets for another worker.

@@ -73,8 +73,8 @@ pub(crate) struct Client {
     switch: Switch,
     metrics: ProcessMetrics,
     has_policy: FirstWord,
-    /// The versions of what is known of the pod itself.
-    own: BTreeMap<ResourceKind, String>,
+    /// The version of the inbound policy that is known.
+    own_policy: Option<String>,
 }
 
 /// What the stream is for, besides destinations.
@@ -138,7 +138,7 @@ impl Client {
             switch: subscribers.switch,
             metrics,
             has_policy: subscribers.has_policy,
-            own: BTreeMap::new(),
+            own_policy: None,
         };
         let directory = Directory {
             cache,
@@ -280,10 +280,13 @@ impl Client {
     /// Says who asks and what trust it holds, and everything that is wanted, with
     /// what is known of it.
     fn begin(&mut self, requests: &Requests) {
-        let own = [ResourceKind::Bypass, ResourceKind::Inbound].map(|kind| {
-            let version = self.own.get(&kind).cloned().unwrap_or_default();
-            (kind, self.pod.to_string(), version)
-        });
+        let policy = self.own_policy.clone().unwrap_or_default();
+        // A bypass that control told may have been taken back without it, so what
+        // is in force is always asked for.
+        let own = [
+            (ResourceKind::Bypass, self.pod.to_string(), String::new()),
+            (ResourceKind::Inbound, self.pod.to_string(), policy),
+        ];
         let all = self.cache.all().into_iter();
         let all = all.map(|(name, version)| (name.kind(), name.to_string(), version));
         let mut by_kind: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -349,11 +352,10 @@ impl Client {
                     is_new
                 });
                 self.has_policy.is_said();
-                self.own.insert(kind, version);
+                self.own_policy = Some(version);
             }
             (ResourceName::Bypass(pod), Resource::Bypass(bypass)) if pod == self.pod => {
                 self.switch.ask(Source::Control, bypass);
-                self.own.insert(kind, version);
             }
             (ResourceName::Destination(address), Resource::Destination(destination)) => {
                 self.cache.set_destination(address, version, destination);
@@ -369,7 +371,6 @@ impl Client {
     /// There is nothing (more) to say of a name. An inbound policy stays as it
     /// is: a pod that control does not know yet, or no more, goes on.
     fn remove(&mut self, kind: ResourceKind, name: &str) {
-        self.own.remove(&kind);
         match ResourceName::parse(kind, name) {
             Ok(ResourceName::Destination(address)) => {
                 let unknown = Destination::default();
@@ -380,8 +381,9 @@ impl Client {
                 self.cache.set_endpoints(&name, String::new(), none);
             }
             Ok(ResourceName::Bypass(_)) => self.switch.ask(Source::Control, Bypass::default()),
-            Ok(ResourceName::Inbound(_)) | Err(_) => {
-                tracing::debug!(%kind, name, "control has nothing to say of a name");
+            Ok(ResourceName::Inbound(_)) => self.own_policy = None,
+            Err(error) => {
+                tracing::debug!(%error, %kind, name, "control has nothing to say of a name");
             }
         }
     }

@@ -7,6 +7,9 @@ use super::head::{Framing, is_token};
 
 /// The longest line of chunk framing or trailer that is accepted, in bytes.
 const MAX_LINE: usize = 8 * 1024;
+/// Trailers that would say anew where the message ends or for whom it is, to a server
+/// that puts them among the headers (RFC 9110, 6.5.1).
+const FORBIDDEN_TRAILERS: [&[u8]; 3] = [b"content-length", b"host", b"transfer-encoding"];
 /// The longest trailer section, in bytes.
 const MAX_TRAILERS: usize = 64 * 1024;
 
@@ -64,6 +67,27 @@ pub struct Chunks {
     state: State,
     /// Bytes of the framing line, or of all trailers, so far.
     length: usize,
+    name: TrailerName,
+}
+
+/// The name of the trailer at hand, as far as it is looked at.
+#[derive(Debug, Default)]
+struct TrailerName {
+    bytes: [u8; 18],
+    length: usize,
+}
+
+impl TrailerName {
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.length) {
+            *place = byte.to_ascii_lowercase();
+            self.length += 1;
+        }
+    }
+
+    fn is_forbidden(&self) -> bool {
+        FORBIDDEN_TRAILERS.contains(&&self.bytes[..self.length])
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -151,8 +175,13 @@ impl Chunks {
             // A line that is no field could be the next request to somebody who
             // does not read trailers.
             (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                if self.state == State::TrailerStart {
+                    self.name = TrailerName::default();
+                }
+                self.name.push(byte);
                 Ok(State::TrailerName)
             }
+            (State::TrailerName, b':') if self.name.is_forbidden() => Err(ChunkError::Trailer),
             (State::TrailerName, b':') => Ok(State::Trailer),
             (State::Trailer, _) if is_text => Ok(State::Trailer),
             (State::Trailer, b'\r') => Ok(State::TrailerFeed),
@@ -172,6 +201,7 @@ fn hex(byte: u8) -> Option<u64> {
 pub enum ChunkError {
     Size,
     Line,
+    Trailer,
     TooLong,
 }
 
@@ -182,6 +212,9 @@ impl fmt::Display for ChunkError {
         f.write_str(match self {
             Self::Size => "a chunk's size is not a hexadecimal number (RFC 9112, 7.1)",
             Self::Line => "a line of the chunked coding is malformed (RFC 9112, 7.1)",
+            Self::Trailer => {
+                "a trailer says where the message ends or for whom it is (RFC 9110, 6.5.1)"
+            }
             Self::TooLong => "a line of the chunked coding, or its trailers, are too long",
         })
     }
@@ -238,6 +271,12 @@ mod tests {
             ("5\r\nhello\n", ChunkError::Line),
             ("0\r\n\n", ChunkError::Line),
             ("0\r\n folded\r\n\r\n", ChunkError::Line),
+            (
+                "0\r\nA: b\r\nContent-Length: 5\r\n\r\n",
+                ChunkError::Trailer,
+            ),
+            ("0\r\nTRANSFER-ENCODING: x\r\n\r\n", ChunkError::Trailer),
+            ("0\r\nHost: x\r\n\r\n", ChunkError::Trailer),
             ("0\r\nA: b\nC: d\r\n\r\n", ChunkError::Line),
             ("0\r\n: b\r\n\r\n", ChunkError::Line),
             ("0\r\nGET / HTTP/1.1\r\n\r\n", ChunkError::Line),

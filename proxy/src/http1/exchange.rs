@@ -11,10 +11,12 @@ use super::body::Body;
 use super::head::{self, RequestHead};
 use super::relay::{Fate, ForwardError, RelayError, Relayed, forward_body, relay, write};
 use super::{Attempt, Lease, Session, Upstreams};
+use crate::accounts::Waiting;
 use crate::buffer::Buffered;
 use crate::copy::{Meter, copy_both_ways};
 use crate::failure::Failure;
-use crate::metrics::CutBy;
+use crate::metrics::{CutBy, HttpRequest};
+use crate::trace::{Beginner, TRACEPARENT};
 
 /// What follows a response.
 pub(super) enum Next {
@@ -36,11 +38,19 @@ impl From<Failure> for Broken {
     }
 }
 
+/// A request that is being answered.
+pub(super) struct InHand<'a> {
+    pub(super) seen: &'a HttpRequest,
+    pub(super) started: Instant,
+    pub(super) waiting: Waiting,
+}
+
 /// Sends one request, whose head is in the client's buffer, and relays its
 /// response.
 pub(super) async fn exchange<D, U>(
     client: &mut Buffered<D>,
     request: &RequestHead,
+    in_hand: &InHand<'_>,
     upstreams: &mut U,
     session: &mut Session,
 ) -> Result<Next, Broken>
@@ -48,72 +58,95 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: Upstreams,
 {
-    let started = Instant::now();
-    let seen = session.metrics.begin(request, client.buffer.data());
+    let InHand {
+        seen,
+        started,
+        ref waiting,
+    } = *in_hand;
     let mut body = Body::new(request.framing);
     let there = body
         .advance(&client.buffer.data()[request.length..])
         .map_err(|error| Failure::new(Reason::RequestMalformed, error))?;
+    seen.receives(there as u64);
     let there = request.length + there;
     // Such a request stays in the buffer until its response has come, and can be
     // sent once more; one that is streamed leaves the buffer as it is sent.
     let is_whole = body.is_complete();
 
+    let again = is_whole && request.method.is_idempotent();
+
     let mut attempt = Attempt::First;
     let (mut server, relayed) = loop {
-        let taken = upstreams.take(attempt).await;
+        let taken = upstreams.take(attempt, again).await;
         let Lease {
             mut connection,
             reused,
             vouched,
         } = match taken {
             // There is no other; so what the first one said is the answer.
-            Err(_) if attempt == Attempt::Elsewhere => return Err(undelivered().into()),
+            Err(_) if attempt == Attempt::Elsewhere => return Err(Failure::undelivered().into()),
             taken => taken?,
         };
-        let fate = || Fate {
-            pooled: U::POOLED,
-            last: session.drain.is_started(),
-            elsewhere: vouched && is_whole,
+        let fate = || {
+            let draining = session.terms.drain.is_started();
+            Fate {
+                pooled: U::POOLED,
+                last: session.terms.have_ended(),
+                draining,
+                heard_out: is_whole,
+                vouched,
+                elsewhere: is_whole,
+            }
+        };
+        let sent = Sent {
+            request,
+            seen,
+            trace: session.trace,
+            waiting,
         };
         let sent = if is_whole {
-            send_whole::<D, U>(client, &mut connection, request, there, fate).await
+            send_whole::<D, U>(client, &mut connection, sent, there, fate).await
         } else {
-            send_streaming::<D, U>(client, &mut connection, request, there, &mut body, fate).await
+            send_streaming::<D, U>(client, &mut connection, sent, there, &mut body, fate).await
         };
         match sent {
             Ok(relayed) => break (connection, relayed),
-            // The server closed an idle connection at the moment we used it.
-            Err(RelayError::Silence(_))
+            // The server closed an idle connection at the moment we used it. A proxy that
+            // has taken a request answers it or breaks off; where it ends a connection
+            // in good order, it has taken none.
+            Err(RelayError::Silence(silence))
                 if reused
                     && attempt != Attempt::Fresh
-                    && is_whole
-                    && request.method.is_idempotent() =>
+                    && (again || is_whole && vouched && silence.is_orderly) =>
             {
                 attempt = Attempt::Fresh;
             }
             Err(RelayError::Undelivered) => attempt = Attempt::Elsewhere,
-            Err(RelayError::Silence(error)) => {
-                return Err(Failure::of_upstream(&error).into());
+            Err(RelayError::Silence(silence)) => {
+                return Err(Failure::of_upstream(&silence.error).into());
             }
             Err(RelayError::Refused(failure)) => return Err(failure.into()),
             Err(RelayError::Cut(by, error)) => {
-                session.metrics.cut(&seen, started.elapsed(), by, &error);
+                session.metrics.cut(seen, started.elapsed(), by, &error);
                 return Err(Broken::Cut(error));
             }
         }
     };
     session
         .metrics
-        .finished(&seen, relayed.status, started.elapsed());
+        .finished(seen, relayed.status, started.elapsed());
     if is_whole {
         client.buffer.consume(there);
     }
     if relayed.tunnel {
-        copy_both_ways(client, &mut server, &Meter::default())
+        let answered = || session.terms.account.finished_request();
+        copy_both_ways(client, &mut server, &Meter::default(), answered)
             .await
             .map_err(Broken::Cut)?;
         return Ok(Next::Close);
+    }
+    if relayed.server_leaves {
+        upstreams.avoid();
     }
     if relayed.server_reusable && body.is_complete() && server.buffer.is_empty() {
         upstreams.give_back(server);
@@ -125,21 +158,40 @@ where
     })
 }
 
-fn undelivered() -> Failure {
-    let detail = "the server's proxy could not connect to its application";
-    Failure::new(Reason::UpstreamConnectFailed, detail)
+/// A request that is sent.
+#[derive(Clone, Copy)]
+struct Sent<'a> {
+    request: &'a RequestHead,
+    seen: &'a HttpRequest,
+    trace: Option<Beginner>,
+    waiting: &'a Waiting,
 }
 
-/// The request's head as the server gets it: without the client's wish to
-/// close, where the server's connection is not the client's.
-fn head_for_server<U: Upstreams>(request: &RequestHead, bytes: &[u8]) -> Option<Vec<u8>> {
-    if !(U::POOLED && request.says_close && !request.upgrade) {
-        return None;
+impl Sent<'_> {
+    /// The request as the server gets it, where that is not as it came: without the
+    /// client's wish to close, where the server's connection is not the client's, and
+    /// with the beginning of a trace, where it belongs to none.
+    fn rewritten<U: Upstreams>(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (came, body) = bytes.split_at(self.request.length);
+        let goes_on = U::POOLED && self.request.says_close && !self.request.upgrade;
+        let begun = self.trace.and_then(|trace| trace.for_head(came));
+        if !goes_on && begun.is_none() {
+            return None;
+        }
+        let mut head = Vec::new();
+        if goes_on {
+            head::replace_connection(came, b"", &mut head);
+        } else {
+            head.extend_from_slice(came);
+        }
+        if let Some(begun) = begun {
+            // Before the empty line at its end.
+            head.truncate(head.len() - 2);
+            head.extend_from_slice(format!("{TRACEPARENT}: {begun}\r\n\r\n").as_bytes());
+        }
+        head.extend_from_slice(body);
+        Some(head)
     }
-    let mut rewritten = Vec::new();
-    head::replace_connection(&bytes[..request.length], b"", &mut rewritten);
-    rewritten.extend_from_slice(&bytes[request.length..]);
-    Some(rewritten)
 }
 
 /// Sends a request that is whole in the buffer, and leaves it there: it may have
@@ -147,7 +199,7 @@ fn head_for_server<U: Upstreams>(request: &RequestHead, bytes: &[u8]) -> Option<
 async fn send_whole<D, U>(
     client: &mut Buffered<D>,
     server: &mut Buffered<U::Io>,
-    request: &RequestHead,
+    sent: Sent<'_>,
     length: usize,
     fate: impl Fn() -> Fate,
 ) -> Result<Relayed, RelayError>
@@ -156,7 +208,7 @@ where
     U: Upstreams,
 {
     let bytes = &client.buffer.data()[..length];
-    let rewritten = head_for_server::<U>(request, bytes);
+    let rewritten = sent.rewritten::<U>(bytes);
     // A server that stops reading may have answered first, or have said in a TLS
     // alert why. What there is to read tells more than the failed write.
     let _ = write(&mut server.io, rewritten.as_deref().unwrap_or(bytes)).await;
@@ -164,7 +216,8 @@ where
         &mut server.io,
         &mut server.buffer,
         &mut client.io,
-        request,
+        (sent.request, sent.seen),
+        || sent.waiting.ends(),
         fate,
     )
     .await
@@ -175,7 +228,7 @@ where
 async fn send_streaming<D, U>(
     client: &mut Buffered<D>,
     server: &mut Buffered<U::Io>,
-    request: &RequestHead,
+    sent: Sent<'_>,
     there: usize,
     body: &mut Body,
     fate: impl Fn() -> Fate,
@@ -190,14 +243,17 @@ where
     let uploaded = Cell::new(false);
     let upload = async {
         let bytes = &client_buffer.data()[..there];
-        let rewritten = head_for_server::<U>(request, bytes);
+        let rewritten = sent.rewritten::<U>(bytes);
         write(&mut server_write, rewritten.as_deref().unwrap_or(bytes))
             .await
             .map_err(ForwardError::Write)?;
         client_buffer.consume(there);
         forward_body(&mut client_read, client_buffer, &mut server_write, body)
             .await
-            .inspect(|()| uploaded.set(true))
+            .map(|count| {
+                sent.seen.receives(count);
+                uploaded.set(true);
+            })
     };
     let begun = Cell::new(false);
     let fate = || {
@@ -205,14 +261,20 @@ where
         let fate = fate();
         // A server that answers early may not want the rest of the request,
         // without which no next one can be told from it.
-        let last = fate.last || !uploaded.get();
-        Fate { last, ..fate }
+        let heard_out = uploaded.get();
+        let last = fate.last || !heard_out;
+        Fate {
+            last,
+            heard_out,
+            ..fate
+        }
     };
     let download = relay(
         &mut server_read,
         &mut server.buffer,
         &mut client_write,
-        request,
+        (sent.request, sent.seen),
+        || sent.waiting.ends(),
         fate,
     );
     let mut upload = std::pin::pin!(upload);

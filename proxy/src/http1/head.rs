@@ -221,11 +221,14 @@ fn name_is(line: &[u8], name: &[u8]) -> bool {
         .is_some_and(|(start, rest)| start.eq_ignore_ascii_case(name) && rest.starts_with(b":"))
 }
 
-/// Origin, absolute, authority and asterisk form (RFC 9112, 3.2).
+/// Origin, absolute, authority and asterisk form (RFC 9112, 3.2). What a path means
+/// is for the server to say, and none is changed; but where a fragment is there,
+/// which no form has, some servers cut it off and others take it for the path.
 fn check_target(method: Method, target: &[u8]) -> Result<(), HeadError> {
     let fits = match method {
-        Method::Connect => !target.is_empty() && !target.contains(&b'/'),
-        _ => target.starts_with(b"/") || target == b"*" || authority(target).is_some(),
+        Method::Connect => !target.is_empty() && is_host(target),
+        _ if target.contains(&b'#') => false,
+        _ => target.starts_with(b"/") || target == b"*" || authority(target).is_some_and(is_host),
     };
     if fits { Ok(()) } else { Err(HeadError::Target) }
 }
@@ -394,7 +397,7 @@ fn is_text(byte: u8) -> bool {
 }
 
 /// An empty Host is right where the target has no authority (RFC 9110, 7.2).
-fn is_host(value: &[u8]) -> bool {
+pub(crate) fn is_host(value: &[u8]) -> bool {
     value
         .iter()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(byte))
@@ -512,7 +515,10 @@ mod tests {
             ("GET /\r\n", HeadError::RequestLine),
             (" GET / HTTP/1.1\r\nHost: x\r\n", HeadError::RequestLine),
             ("GET x HTTP/1.1\r\nHost: x\r\n", HeadError::Target),
+            ("GET /a#b HTTP/1.1\r\nHost: x\r\n", HeadError::Target),
+            ("GET http://a@b/ HTTP/1.0\r\n", HeadError::Target),
             ("CONNECT /x HTTP/1.1\r\nHost: x\r\n", HeadError::Target),
+            ("CONNECT a@b:1 HTTP/1.0\r\n", HeadError::Target),
             ("GET / HTTP/1.1\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: x/y\r\n", HeadError::Host),

@@ -6,12 +6,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use bulkhead_core::reason::Reason;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::InHand;
+use crate::failure::{Failure, REASON_HEADER};
 use crate::metrics::{CutBy, GrpcStatus, HttpMetrics, HttpRequest};
-use crate::upstream::InFlight;
 
 pub(super) struct Observed {
     body: Incoming,
@@ -21,8 +23,10 @@ pub(super) struct Observed {
     status: u16,
     grpc_status: GrpcStatus,
     reported: bool,
+    /// Its end was told in trailers of the proxy's own.
+    has_broken_off: bool,
     /// Counts the stream until its end.
-    _in_flight: Option<InFlight>,
+    in_hand: InHand,
 }
 
 impl Observed {
@@ -31,7 +35,7 @@ impl Observed {
         metrics: Rc<HttpMetrics>,
         request: HttpRequest,
         started: Instant,
-        in_flight: Option<InFlight>,
+        in_hand: InHand,
     ) -> http::Response<Self> {
         let status = response.status().as_u16();
         // A response that is only trailers has the status among its headers.
@@ -44,8 +48,29 @@ impl Observed {
             status,
             grpc_status,
             reported: false,
-            _in_flight: in_flight,
+            has_broken_off: false,
+            in_hand,
         })
+    }
+
+    /// Ends a call whose server has gone as gRPC has it for a connection that breaks:
+    /// UNAVAILABLE, which clients know to be worth another try. They make INTERNAL or
+    /// UNKNOWN of a stream that is reset.
+    fn break_off(&mut self, failure: &Failure) -> HeaderMap {
+        self.has_broken_off = true;
+        self.reported = true;
+        let status = super::grpc_status(failure.reason);
+        let (request, took) = (&self.request, self.started.elapsed());
+        let counted = GrpcStatus(Some(status));
+        self.metrics
+            .refused(Some(request), failure, self.status, counted, took);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from(u16::from(status)));
+        let message = HeaderValue::from_static(failure.reason.cause());
+        trailers.insert("grpc-message", message);
+        let code = HeaderValue::from_static(failure.reason.code());
+        trailers.insert(REASON_HEADER, code);
+        trailers
     }
 
     fn report(&mut self, end: Result<(), CutBy>) {
@@ -55,6 +80,7 @@ impl Observed {
         let took = self.started.elapsed();
         match end {
             Ok(()) => {
+                self.in_hand.0.finished_request();
                 self.metrics
                     .finished_grpc(&self.request, self.status, self.grpc_status, took);
             }
@@ -75,15 +101,25 @@ impl Body for Observed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        if this.has_broken_off {
+            return Poll::Ready(None);
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.request.sends(data.len() as u64);
+                }
                 if let Some(trailers) = frame.trailers_ref() {
                     this.grpc_status = grpc_status(trailers);
                 }
                 if this.body.is_end_stream() {
                     this.report(Ok(()));
                 }
+            }
+            Some(Err(error)) if this.request.is_grpc() && !is_reset_by_server(error) => {
+                let failure = Failure::new(Reason::UpstreamClosed, error);
+                return Poll::Ready(Some(Ok(Frame::trailers(this.break_off(&failure)))));
             }
             Some(Err(_)) => this.report(Err(CutBy::Server)),
             None => this.report(Ok(())),
@@ -92,7 +128,7 @@ impl Body for Observed {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.has_broken_off || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -110,6 +146,13 @@ impl Drop for Observed {
             Err(CutBy::Client)
         });
     }
+}
+
+/// Whether a server ended this one stream, in a way that is passed on as it is.
+fn is_reset_by_server(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let error = source.and_then(|error| error.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| error.is_reset() && error.is_remote())
 }
 
 fn grpc_status(headers: &HeaderMap) -> GrpcStatus {

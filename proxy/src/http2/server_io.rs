@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::budget;
 use crate::failure::Failure;
 
 /// What a connection broke with, once it has.
@@ -69,7 +70,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for ServerIo<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        // What is read is kept for as long as the client takes nothing of it.
+        let read = match budget::may_grow() {
+            Ok(()) => Pin::new(&mut self.io).poll_read(cx, buffer),
+            Err(error) => Poll::Ready(Err(error)),
+        };
         if let Poll::Ready(Err(error)) = &read {
             self.broke.0.get_or_init(|| Failure::of_upstream(error));
         }
@@ -127,6 +132,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ServerIo<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
+    use bulkhead_core::reason::Reason;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
@@ -158,5 +165,19 @@ mod tests {
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"a reason");
         assert_eq!(broke.failure(), None);
+    }
+
+    #[tokio::test]
+    async fn a_response_for_which_there_is_no_memory_is_not_read() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let (mut server, broke) = ServerIo::new(near);
+        far.write_all(b"a response").await.unwrap();
+        let mut response = [0; 10];
+        server.read_exact(&mut response[..2]).await.unwrap();
+        budget::bind_thread(Budget::new(Some(1)));
+        let refused = server.read_exact(&mut response[2..]).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory);
+        let broke = broke.failure().map(|failure| failure.reason);
+        assert_eq!(broke, Some(Reason::Overloaded));
     }
 }

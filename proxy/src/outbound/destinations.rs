@@ -101,6 +101,12 @@ impl Destinations {
         self.forget(IDLE);
     }
 
+    /// Closes all that is idle.
+    pub(crate) fn close_idle(&self) {
+        let known = self.known.borrow();
+        known.values().for_each(|entry| entry.upstream.close_idle());
+    }
+
     fn forget(&self, after: Duration) {
         self.known.borrow_mut().retain(|_, entry| {
             let in_use = Rc::strong_count(&entry.upstream) > 1;

@@ -17,6 +17,7 @@ use bulkhead_core::protocol::Protocol;
 use bulkhead_core::reason::Reason;
 use bulkhead_runtime::clock::Clock;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::peer::{InFlight, Peer, Security};
 use super::stream::Stream;
@@ -35,6 +36,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ONLY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many endpoints are tried for one request or connection.
 const MAX_TRIED: usize = 5;
+/// How long to wait for news of endpoints that hang up where mesh TLS was agreed on:
+/// control tells each proxy by itself, so one may hear of a change before its peers.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all outbound connections of a worker share.
 pub(crate) struct Worker {
@@ -87,6 +91,12 @@ impl Place {
             Security::Plain => None,
             Security::Mesh(_) => self.peer.identity.as_ref(),
         }
+    }
+
+    /// Leaves it alone for a while: it is about to go, or there is nobody behind its
+    /// proxy.
+    pub(crate) fn avoid(&self) {
+        self.peer.avoid();
     }
 }
 
@@ -185,8 +195,38 @@ impl Upstream {
                 Err(failure) => failure,
             };
             tried.push(place);
-            place = self.choose(&tried).map_err(|_| failure)?;
+            place = self.next(&mut tried, failure).await?;
         }
+    }
+
+    /// Chooses another endpoint, after this failure of the one that was tried last.
+    ///
+    /// Where that one is there and hung up on mesh TLS, and no other is left, it was
+    /// told something that this side has yet to hear: that its port is DISABLE now, or
+    /// that its address belongs to somebody else. That is waited for.
+    pub(crate) async fn next(
+        &self,
+        tried: &mut Vec<Place>,
+        failure: Failure,
+    ) -> Result<Place, Failure> {
+        if let Ok(place) = self.choose(tried) {
+            return Ok(place);
+        }
+        if !tried.last().is_some_and(|place| place.peer.hung_up()) {
+            return Err(failure);
+        }
+        let mut source = self.source.borrow().clone();
+        let changed = async {
+            while source.changed().await.is_ok() {
+                self.refresh();
+                tried.retain(|place| self.is_current(place));
+                if let Ok(place) = self.choose(tried) {
+                    return Ok(place);
+                }
+            }
+            Err(failure.clone())
+        };
+        timeout(NEWS_TIMEOUT, changed).await.unwrap_or(Err(failure))
     }
 
     pub(crate) async fn connect_to(
@@ -276,12 +316,18 @@ impl Upstream {
 
     /// Closes what has been idle for too long.
     pub(crate) fn tidy(&self) {
+        self.each_peer(Peer::tidy);
+    }
+
+    /// Closes all that is idle.
+    pub(crate) fn close_idle(&self) {
+        self.each_peer(Peer::close_idle);
+    }
+
+    fn each_peer(&self, act: impl Fn(&Peer)) {
         let known = self.known.borrow();
-        known
-            .peers
-            .iter()
-            .chain(&self.original)
-            .for_each(|peer| peer.tidy());
+        let all = known.peers.iter().chain(&self.original);
+        all.for_each(|peer| act(peer));
     }
 
     /// Takes over what has become known since.
@@ -349,7 +395,7 @@ impl Upstreams for Requests {
     type Io = Stream;
     const POOLED: bool = true;
 
-    async fn take(&mut self, attempt: Attempt) -> Result<Lease<Stream>, Failure> {
+    async fn take(&mut self, attempt: Attempt, again: bool) -> Result<Lease<Stream>, Failure> {
         match (attempt, self.in_use.take()) {
             (Attempt::First, _) => self.tried.clear(),
             (Attempt::Elsewhere, Some(place)) => {
@@ -360,10 +406,10 @@ impl Upstreams for Requests {
         }
         let place = self.upstream.choose(&self.tried)?;
         if attempt != Attempt::Fresh
-            && let Some(mut connection) = place.peer.take_idle(&place.security)
+            && let Some(mut connection) = place.peer.take_idle(&place.security, again)
         {
             connection.io.in_flight = Some(place.peer.hold());
-            let vouched = place.identity().is_some();
+            let vouched = connection.io.is_vouched();
             self.in_use = Some(place);
             return Ok(Lease {
                 connection,
@@ -372,13 +418,19 @@ impl Upstreams for Requests {
             });
         }
         let (place, stream) = self.upstream.connect(place, Protocol::Http1).await?;
-        let vouched = place.identity().is_some();
+        let vouched = stream.is_vouched();
         self.in_use = Some(place);
         Ok(Lease {
             connection: Buffered::new(stream),
             reused: false,
             vouched,
         })
+    }
+
+    fn avoid(&mut self) {
+        if let Some(place) = &self.in_use {
+            place.avoid();
+        }
     }
 
     fn give_back(&mut self, connection: Buffered<Stream>) {

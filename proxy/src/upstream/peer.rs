@@ -18,14 +18,15 @@ use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
+use super::SURELY_KEPT;
 use super::app;
 use super::balancer::Worker;
-use super::stream::Stream;
+use super::stream::{MeshStream, Stream};
 use crate::buffer::Buffered;
 use crate::credentials::Credentials;
 use crate::failure::Failure;
+use crate::socket;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the time for which the peer's proxy keeps an idle connection, so
@@ -33,8 +34,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// The most idle connections kept for one endpoint and worker.
 const MAX_IDLE: usize = 256;
-/// How long an endpoint that could not be connected to is left alone while there
-/// are others.
+/// How long an endpoint that could not be connected to, or is about to go, is left
+/// alone while there are others.
 const AVOIDED: Duration = Duration::from_secs(5);
 
 /// What a connection is secured with.
@@ -62,7 +63,12 @@ pub(crate) struct Peer {
     /// Present where it must prove one over mutual TLS.
     pub(super) identity: Option<SpiffeId>,
     in_flight: Cell<usize>,
+    /// When it could not be connected to.
     failed: Cell<Option<Instant>>,
+    /// When it said that it has nobody behind it, or is about to go.
+    leaving: Cell<Option<Instant>>,
+    /// Whether it ended the last handshake without a word.
+    hung_up: Cell<bool>,
     idle: RefCell<Vec<Idle>>,
 }
 
@@ -88,6 +94,8 @@ impl Peer {
             identity,
             in_flight: Cell::new(0),
             failed: Cell::new(None),
+            leaving: Cell::new(None),
+            hung_up: Cell::new(false),
             idle: RefCell::default(),
         })
     }
@@ -101,15 +109,22 @@ impl Peer {
         self.in_flight.get()
     }
 
-    /// Leaves it alone for a while: there is nobody behind its proxy.
+    /// Leaves it alone for a while, although it can be connected to.
     pub(super) fn avoid(&self) {
-        self.failed.set(Some(Instant::now()));
+        self.leaving.set(Some(Instant::now()));
     }
 
-    /// Whether it could not be connected to a moment ago.
+    /// Whether there was a reason a moment ago to ask others first.
     pub(super) fn is_avoided(&self) -> bool {
-        let failed = self.failed.get();
-        failed.is_some_and(|failed| failed.elapsed() < AVOIDED)
+        let reasons = [self.failed.get(), self.leaving.get()];
+        let mut reasons = reasons.into_iter().flatten();
+        reasons.any(|since| since.elapsed() < AVOIDED)
+    }
+
+    /// Whether it accepted the last connection and ended it before mesh TLS was agreed
+    /// on, without saying why.
+    pub(super) fn hung_up(&self) -> bool {
+        self.hung_up.get()
     }
 
     /// Connects to it; it must prove its identity where it is expected to.
@@ -120,7 +135,9 @@ impl Peer {
         security: &Security,
         within: Duration,
     ) -> Result<Stream, Failure> {
-        let connected = async {
+        // A handshake takes kilobytes, which whoever waits for it would keep as long as
+        // the connection lives.
+        let connected = Box::pin(async {
             let stream = app::connect(self.address, within).await?;
             match (security, &self.identity) {
                 (Security::Mesh(credentials), Some(identity)) => {
@@ -129,7 +146,7 @@ impl Peer {
                 }
                 _ => Ok(Stream::plain(stream)),
             }
-        };
+        });
         let connected = connected.await;
         let failed = connected.is_err().then(Instant::now);
         self.failed.set(failed);
@@ -143,13 +160,22 @@ impl Peer {
         credentials: &Arc<Credentials>,
         identity: &SpiffeId,
         stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    ) -> Result<Box<MeshStream>, Failure> {
+        self.hung_up.set(false);
         let config = worker.tls.get(credentials, identity, inside)?;
         let name = ServerName::IpAddress(self.address.ip().into());
-        let handshake = TlsConnector::from(config).connect(name, stream);
+        let handshake = TlsConnector::from(config).connect(name, Buffered::new(stream).into());
         let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(refusal(self.address, &error)),
+            Ok(Ok(mut stream)) => {
+                socket::bound_tls(stream.get_mut().1);
+                Box::new(stream)
+            }
+            Ok(Err(error)) => {
+                // What TLS found wrong, here or there, is an error of its own.
+                self.hung_up
+                    .set(error.get_ref().is_none_or(|it| !it.is::<rustls::Error>()));
+                return Err(refusal(self.address, &error));
+            }
             Err(_) => {
                 let detail = format!(
                     "{} did not finish within {HANDSHAKE_TIMEOUT:?}",
@@ -171,9 +197,19 @@ impl Peer {
 
     /// The latest that was given back and is still good: the others then age,
     /// and a pool that once was large shrinks.
-    pub(super) fn take_idle(&self, security: &Security) -> Option<Buffered<Stream>> {
+    ///
+    /// For what cannot be sent `again`, one that the server will not close at that
+    /// moment, or would say so.
+    pub(super) fn take_idle(&self, security: &Security, again: bool) -> Option<Buffered<Stream>> {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.security == *security);
+        if !again {
+            // The latest: if that is too old, so are the others.
+            let latest = idle.last()?;
+            if !latest.connection.io.is_vouched() && latest.since.elapsed() >= SURELY_KEPT {
+                return None;
+            }
+        }
         while let Some(mut candidate) = idle.pop() {
             if is_quiet(&mut candidate.connection) {
                 return Some(candidate.connection);
@@ -198,6 +234,11 @@ impl Peer {
     pub(super) fn tidy(&self) {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT);
+    }
+
+    /// Closes all that is idle.
+    pub(super) fn close_idle(&self) {
+        self.idle.take();
     }
 }
 

@@ -4,12 +4,19 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bulkhead_core::alpn;
+use bulkhead_core::protocol::Protocol;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::peer::InFlight;
+use crate::budget;
+use crate::buffer::ReadAhead;
 use crate::socket::OverTcp;
+
+/// Mutual TLS with a peer's proxy.
+pub(super) type MeshStream = TlsStream<ReadAhead<TcpStream>>;
 
 /// A connection to an endpoint.
 pub(crate) struct Stream {
@@ -21,7 +28,7 @@ pub(crate) struct Stream {
 enum Io {
     Plain(TcpStream),
     /// Large, and the fewer of two by far where the mesh is not everywhere.
-    Mesh(Box<TlsStream<TcpStream>>),
+    Mesh(Box<MeshStream>),
 }
 
 impl Stream {
@@ -32,10 +39,21 @@ impl Stream {
         }
     }
 
-    pub(super) fn mesh(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn mesh(stream: Box<MeshStream>) -> Self {
         Self {
-            io: Io::Mesh(Box::new(stream)),
+            io: Io::Mesh(stream),
             in_flight: None,
+        }
+    }
+}
+
+impl Stream {
+    /// Whether a proxy is there which has proved who it is and which reads HTTP/1, so
+    /// that what it says of a request's delivery is its own word.
+    pub(super) fn is_vouched(&self) -> bool {
+        match &self.io {
+            Io::Plain(_) => false,
+            Io::Mesh(stream) => alpn::inside(stream.get_ref().1.alpn_protocol()) == Protocol::Http1,
         }
     }
 }
@@ -44,7 +62,7 @@ impl OverTcp for Stream {
     fn socket(&self) -> &TcpStream {
         match &self.io {
             Io::Plain(stream) => stream,
-            Io::Mesh(stream) => stream.get_ref().0,
+            Io::Mesh(stream) => stream.socket(),
         }
     }
 }
@@ -57,7 +75,10 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, out),
-            Io::Mesh(stream) => Pin::new(stream).poll_read(cx, out),
+            Io::Mesh(stream) => {
+                budget::may_grow()?;
+                Pin::new(stream).poll_read(cx, out)
+            }
         }
     }
 }

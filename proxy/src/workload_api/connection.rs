@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::Service as _;
 
@@ -36,6 +37,8 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// another.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is worth a line in the log that there is no room.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// After a failed accept, which is nearly always a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -49,8 +52,16 @@ pub(super) async fn serve<M: Mint>(
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(usize::MAX);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut said = None;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        if places.available_permits() == 0 {
+            say_full(&mut said);
+        }
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            () = drain.started() => return,
+        };
+        let Ok(place) = place else {
             return; // Never closed.
         };
         let accepted = tokio::select! {
@@ -70,6 +81,17 @@ pub(super) async fn serve<M: Mint>(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// One line for all who wait, now and then.
+fn say_full(said: &mut Option<Instant>) {
+    if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+        *said = Some(Instant::now());
+        tracing::warn!(
+            connections = MAX_CONNECTIONS,
+            "the application has as many connections to the Workload API as it may; another waits until one ends. Does each of its processes open one, or does it never close them?"
+        );
     }
 }
 

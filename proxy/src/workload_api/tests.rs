@@ -59,6 +59,29 @@ async fn endpoint_6_a_profile_that_is_not_served_is_unimplemented() {
 }
 
 #[tokio::test]
+async fn endpoint_7_nothing_is_served_but_what_the_standard_names() {
+    let pod = Pod::start(&Mesh::new()).await;
+    let mut client = tonic::client::Grpc::new(pod.channel().await);
+    for path in [
+        "/SpiffeWorkloadAPI/FetchEverything",
+        "/spiffe.workload.SpiffeWorkloadAPI/FetchX509SVID",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.health.v1.Health/Check",
+        "/bulkhead.ca.v1.WorkloadTokens/MintJwtSvid",
+    ] {
+        client.ready().await.unwrap();
+        let request = with_header(X509svidRequest {}, &["true"]);
+        let codec = tonic_prost::ProstCodec::<X509svidRequest, X509svidRequest>::default();
+        let path = http::uri::PathAndQuery::from_static(path);
+        let refused = client
+            .unary(request, path.clone(), codec)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn any_user_of_the_pod_may_connect() {
     let pod = Pod::start(&Mesh::new()).await;
     let mode = std::fs::metadata(pod.path()).unwrap().permissions().mode();

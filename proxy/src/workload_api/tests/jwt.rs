@@ -179,6 +179,22 @@ fn service(mesh: &Mesh) -> Service<Mesh> {
     }
 }
 
+#[tokio::test]
+async fn api_6_2_2_jwt_bundles_have_the_own_trust_domains_keys_for_tokens_and_no_others() {
+    let mesh = Mesh::new();
+    let pod = Pod::start(&mesh).await;
+    let message = bundles(&pod).await.message().await.unwrap().unwrap();
+    assert_eq!(message.bundles.len(), 1);
+    let set = &message.bundles["spiffe://cluster.local"];
+    let set: serde_json::Value = serde_json::from_slice(set).unwrap();
+    let keys = set["keys"].as_array().unwrap();
+    let names = keys.iter().map(|key| key["kid"].as_str().unwrap());
+    let signs = mesh.ca.lock().unwrap();
+    assert!(names.eq(signs.keys.iter().map(JwtKey::id)));
+    assert!(keys.iter().all(|key| key["use"] == "jwt-svid"));
+    assert!(keys.iter().all(|key| key.get("d").is_none()), "public ones");
+}
+
 #[tokio::test(start_paused = true)]
 async fn api_4_3_keys_come_at_once_and_new_ones_are_pushed() {
     let mesh = Mesh::new();
