@@ -102,7 +102,7 @@ impl App {
                 ca_roots_path: config.ca_roots_path.clone(),
                 token_path: config.token_path.clone(),
                 certificate_lifetime: config.certificate_lifetime,
-                // Its own is in no report.
+                // Nobody reports it when there is no API server.
                 reports_to_control: false,
             },
             clock.clone(),
@@ -128,7 +128,7 @@ impl App {
             tasks: &tasks,
         };
         follow(&config, kube.clone(), &hub, &metrics, synced, &running)?;
-        tend(&config, kube, &hub, &metrics, &clock, &running);
+        tend(&config, kube, &hub, &latest, &metrics, &clock, &running);
         tasks.spawn(
             "the count of objects",
             count(hub.clone(), metrics.clone(), drain.clone()),
@@ -252,6 +252,7 @@ fn tend(
     config: &Config,
     kube: Option<kube::Client>,
     hub: &Hub,
+    latest: &credentials::Latest,
     metrics: &Metrics,
     clock: &Clock,
     running: &Running<'_>,
@@ -297,6 +298,8 @@ fn tend(
             client: client.clone(),
             namespace: config.namespace.clone(),
             instance: config.instance.clone(),
+            service_account: config.service_account.clone(),
+            credentials: latest.clone(),
             owner,
             held: held.clone(),
             hub: hub.clone(),

@@ -139,6 +139,13 @@ impl Index {
         self.pods.iter().filter(|(_, pod)| pod.has_proxy)
     }
 
+    /// The pods with an address that run as a ServiceAccount.
+    pub fn running_as(&self, namespace: &str, account: &str) -> impl Iterator<Item = (&Key, &Pod)> {
+        self.pods.iter().filter(move |(key, pod)| {
+            *key.namespace == *namespace && *pod.service_account == *account && !pod.ips.is_empty()
+        })
+    }
+
     /// The pods that should have a sidecar and have none.
     pub fn missing_sidecars(&self) -> impl Iterator<Item = (&Key, &Pod)> {
         self.pods.iter().filter(|(key, pod)| {

@@ -2,12 +2,12 @@
 //! the environment (`BULKHEAD_CONTROL_*`).
 
 use anyhow::Context as _;
-use bulkhead_control::app::{App, Dependencies};
+use bulkhead_control::app::{App, Dependencies, Limits};
 use bulkhead_control::audit;
 use bulkhead_control::config::{Config, Source};
 use bulkhead_core::sidecar::LogFormat;
 use bulkhead_runtime::shutdown::Signals;
-use bulkhead_runtime::{custody, log};
+use bulkhead_runtime::{custody, descriptors, log};
 
 fn main() -> anyhow::Result<()> {
     custody::forbid_memory_copies().context(custody::FAILED)?;
@@ -29,7 +29,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let kube =
         if config.source == Source::Kubernetes {
-            let client = kube::Client::try_default().await;
+            let client = bulkhead_crds::client::connect().await;
             Some(client.context(
                 "finding the API server failed: is this a pod, or is there a kubeconfig?",
             )?)
@@ -39,6 +39,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let drain_duration = config.drain_duration;
     let given = Dependencies {
         kube,
+        limits: Limits::default().within(descriptors::raise_limit()),
         ..Dependencies::default()
     };
     let app = App::start(config, given).await?;

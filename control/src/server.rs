@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::identity::SpiffeId;
+use bulkhead_core::protocol::Protocol;
 use bulkhead_proto::xds::{AggregatedDiscoveryServiceServer, MAX_REQUEST};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
@@ -30,8 +31,8 @@ use crate::metrics::Metrics;
 use crate::service::{Caller, Discovery};
 use shares::{Share, Shares};
 
-/// The most connections held at once; more wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 20_000;
+/// Descriptors for all but proxies' connections: monitoring, the API server, files.
+const OTHER_DESCRIPTORS: u64 = 256;
 /// How long a client may take to agree on TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Streams at once on one connection: a proxy needs one.
@@ -58,6 +59,8 @@ const BACKLOG: u32 = 4096;
 /// How much of what there is for all anybody may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Connections held at once; more wait in the kernel's backlog.
+    pub connections: usize,
     /// Connections of one identity. All pods of a ServiceAccount have one, and
     /// each pod one connection: more pods than that need more replicas.
     pub of_identity: usize,
@@ -69,8 +72,29 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            connections: 20_000,
             of_identity: 5_000,
             unproven: 256,
+        }
+    }
+}
+
+impl Limits {
+    /// No more connections than this process may have descriptors for.
+    #[must_use]
+    pub fn within(self, descriptors: u64) -> Self {
+        let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(1);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        if room < self.connections {
+            tracing::warn!(
+                descriptors,
+                connections = room,
+                "the hard limit of open descriptors leaves room for few proxies; the container runtime sets it (LimitNOFILE of its service)"
+            );
+        }
+        Self {
+            connections: self.connections.min(room),
+            ..self
         }
     }
 }
@@ -105,7 +129,7 @@ impl Server {
         let calls = Calls::new(discovery)
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(self.limits.connections));
         let unproven = Shares::new(self.limits.unproven);
         let identities = Shares::new(self.limits.of_identity);
         loop {
@@ -183,7 +207,7 @@ impl Connection {
         // A message is one small write; waiting to fill a packet only delays it.
         let _ = stream.set_nodelay(true);
         let credentials = self.credentials.get()?;
-        let acceptor = TlsAcceptor::from(credentials.server_config());
+        let acceptor = TlsAcceptor::from(credentials.server_config(Protocol::Grpc));
         let stream = acceptor.accept(stream).await.ok()?;
         let now = self.clock.now();
         let peer = credentials.peer(stream.get_ref().1, now).ok()?;

@@ -12,6 +12,7 @@ use bulkhead_crds::lease;
 use bulkhead_crds::owner::{Owner, Standing};
 use bulkhead_runtime::clock::Clock;
 use bulkhead_runtime::drain;
+use bulkhead_workload::credentials::Latest;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{ListParams, Patch, PatchParams};
@@ -20,10 +21,10 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::report::Report;
-use super::sum::{Expected, sum};
+use super::sum::{Expected, Holder, HolderKind, sum};
 use crate::hub::Hub;
 use crate::metrics::Metrics;
-use crate::object::{Key, Kind, Name};
+use crate::object::{Key, Kind, Name, Pod};
 
 /// How often it is looked whether there is something to write.
 const LOOK: Duration = Duration::from_secs(2);
@@ -32,6 +33,8 @@ const AT_REST: Duration = Duration::from_secs(5);
 /// How often everything is written though it says the same: what is older
 /// tells that control is away.
 const REFRESH: Duration = Duration::from_secs(30);
+/// The same while a root is rotated, which waits for a sum of after each step.
+const REFRESH_UNDER_WAY: Duration = Duration::from_secs(5);
 /// A report that is older is of a replica that is away, and its proxies have
 /// gone to others. Half a minute of it is for clocks that disagree.
 const FRESH: Duration = Duration::from_secs(90);
@@ -47,6 +50,10 @@ pub(crate) struct Keeper {
     pub(crate) namespace: String,
     /// This replica: its pod's name.
     pub(crate) instance: String,
+    /// The ServiceAccount of all replicas.
+    pub(crate) service_account: String,
+    /// This replica's own certificate and trust bundle.
+    pub(crate) credentials: Latest,
     /// What owns the report where this replica is no pod.
     pub(crate) owner: Owner,
     pub(crate) held: lease::Held,
@@ -100,7 +107,10 @@ impl Keeper {
     }
 
     async fn look(&self, written: &mut Written) -> anyhow::Result<()> {
-        let own = Report::new(self.clock.now(), &self.hub.holders());
+        let mut holders = self.hub.holders();
+        let held = self.credentials.get().map(|current| current.held());
+        holders.push((self.replica().uid, held));
+        let own = Report::new(self.clock.now(), &holders);
         let is_known = written
             .report
             .as_ref()
@@ -133,7 +143,10 @@ impl Keeper {
             .and_then(|authority| authority.status)
             .unwrap_or_default();
         let is_at_rest = matches!(status.phase, None | Some(Phase::Settled));
-        let pause = if is_at_rest { AT_REST } else { LOOK };
+        let (pause, refresh) = match is_at_rest {
+            true => (AT_REST, REFRESH),
+            false => (LOOK, REFRESH_UNDER_WAY),
+        };
         written.sum_due = Some(Instant::now() + pause);
         let Some(expected) = expected(&status) else {
             self.metrics.no_holders();
@@ -141,19 +154,14 @@ impl Keeper {
         };
         let now = self.clock.now();
         let reports = self.reports(now).await?;
-        let pods = self.hub.read(|index| {
-            let pods = index.proxies();
-            pods.map(|(key, pod)| (key.clone(), Name::clone(&pod.uid)))
-                .collect()
-        });
-        let proxies = sum(pods, &reports, &expected, now);
+        let proxies = sum(self.holders(), &reports, &expected, now);
         self.metrics.holders(&proxies);
         let is_known = written.proxies.as_ref().is_some_and(|(before, at)| {
             let same = Proxies {
                 at: before.at.clone(),
                 ..proxies.clone()
             };
-            *before == same && at.elapsed() < REFRESH
+            *before == same && at.elapsed() < refresh
         });
         if !is_known {
             let status = json!({
@@ -171,6 +179,43 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whose certificates others verify: all proxies, and all replicas of control.
+    /// While one of these shows a certificate of an old root, proxies need that
+    /// root.
+    fn holders(&self) -> Vec<Holder> {
+        let mut holders = self.hub.read(|index| {
+            let holder = |(key, pod): (&Key, &Pod), kind| Holder {
+                pod: key.clone(),
+                uid: Name::clone(&pod.uid),
+                kind,
+            };
+            let proxies = index.proxies().map(|pod| holder(pod, HolderKind::Proxy));
+            let replicas = index
+                .running_as(&self.namespace, &self.service_account)
+                .filter(|(_, pod)| !pod.has_proxy);
+            let replicas = replicas.map(|pod| holder(pod, HolderKind::Control));
+            proxies.chain(replicas).collect::<Vec<_>>()
+        });
+        let replica = self.replica();
+        if !holders.iter().any(|holder| holder.uid == replica.uid) {
+            holders.push(replica);
+        }
+        holders
+    }
+
+    /// This replica, which may be no pod.
+    fn replica(&self) -> Holder {
+        let pod = Key::new(&self.namespace, &self.instance);
+        let uid = self
+            .hub
+            .read(|index| Some(Name::clone(&index.pod(&pod)?.uid)));
+        Holder {
+            uid: uid.unwrap_or_else(|| self.instance.as_str().into()),
+            pod,
+            kind: HolderKind::Control,
+        }
+    }
+
     /// What all replicas have written that are there.
     async fn reports(&self, now: SystemTime) -> anyhow::Result<Vec<Report>> {
         let ours = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1));
@@ -180,10 +225,9 @@ impl Keeper {
             let text = config_map.data?.remove(KEY)?;
             serde_json::from_str::<Report>(&text).ok()
         });
-        // One of the future is of a clock that is ahead.
-        let age = |report: &Report| now.duration_since(report.at()).unwrap_or_default();
-        let is_fresh = |report: &Report| age(report) < FRESH;
-        Ok(reports.filter(is_fresh).collect())
+        Ok(reports
+            .filter(|report| is_fresh(report.at(), now))
+            .collect())
     }
 
     async fn write_report(&self, report: &Report) -> anyhow::Result<()> {
@@ -243,6 +287,13 @@ impl Keeper {
     }
 }
 
+/// Whether a report is of now: one that is as far in the future as it may be old
+/// is of a clock that nobody can tell its age by.
+fn is_fresh(at: SystemTime, now: SystemTime) -> bool {
+    let off = now.duration_since(at);
+    off.unwrap_or_else(|ahead| ahead.duration()) < FRESH
+}
+
 /// What proxies are to hold, as far as the CA has said.
 fn expected(status: &CertificateAuthorityStatus) -> Option<Expected> {
     let signs = |kind, state| kind == AuthorityKind::Root && state == AuthorityState::Active;
@@ -254,4 +305,22 @@ fn expected(status: &CertificateAuthorityStatus) -> Option<Expected> {
         bundle: status.trust_bundle.as_ref()?.id.clone(),
         signing_root: root.fingerprint.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn a_report_of_a_clock_that_is_far_ahead_or_behind_counts_for_nothing() {
+        let now = UNIX_EPOCH + 1000 * FRESH;
+        let second = Duration::from_secs(1);
+        for near in [now, now - FRESH + second, now + FRESH - second] {
+            assert!(is_fresh(near, now), "{near:?}");
+        }
+        for far in [now - FRESH, now + FRESH, now + 100 * FRESH] {
+            assert!(!is_fresh(far, now), "{far:?}");
+        }
+    }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Group {
 }
 
 impl Report {
-    pub(crate) fn new(at: SystemTime, holders: &BTreeMap<Name, Option<Held>>) -> Self {
+    pub(crate) fn new(at: SystemTime, holders: &[(Name, Option<Held>)]) -> Self {
         let mut groups: BTreeMap<(&str, &str), BTreeSet<String>> = BTreeMap::new();
         let mut silent = BTreeSet::new();
         for (uid, held) in holders {
@@ -98,7 +98,7 @@ mod tests {
 
     fn report(second: u64, holders: &[(&str, Option<Held>)]) -> Report {
         let holders = holders.iter().cloned();
-        let holders = holders.map(|(uid, held)| (uid.into(), held)).collect();
+        let holders: Vec<_> = holders.map(|(uid, held)| (uid.into(), held)).collect();
         Report::new(UNIX_EPOCH + Duration::from_secs(second), &holders)
     }
 

@@ -18,7 +18,24 @@ pub(crate) struct Expected {
     pub(crate) signing_root: String,
 }
 
-/// What is known of one proxy.
+/// Who is to hold it.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Holder {
+    pub(crate) pod: Key,
+    pub(crate) uid: Name,
+    pub(crate) kind: HolderKind,
+}
+
+/// Whose certificate it is that a holder shows to others.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum HolderKind {
+    /// The proxy's beside an application.
+    Proxy,
+    /// A replica of control's own, which every proxy verifies.
+    Control,
+}
+
+/// What is known of one holder.
 #[derive(Clone, Copy)]
 enum Known<'a> {
     Holds(&'a str, &'a str),
@@ -26,19 +43,19 @@ enum Known<'a> {
     Silent,
 }
 
-/// Sums up what the proxies of these pods hold.
+/// Sums up what these hold.
 pub(crate) fn sum(
-    mut pods: Vec<(Key, Name)>,
+    mut holders: Vec<Holder>,
     reports: &[Report],
     expected: &Expected,
     now: SystemTime,
 ) -> Proxies {
-    pods.sort_unstable();
+    holders.sort_unstable();
     let known = known(reports, expected);
     let (mut holding, mut renewed) = (0, 0);
     let (mut without, mut to_renew) = (Vec::new(), Vec::new());
-    for (key, uid) in &pods {
-        let known = known.get(short(uid)).copied();
+    for holder in &holders {
+        let known = known.get(short(&holder.uid)).copied();
         let (holds, is_renewed) = match known {
             Some(Known::Holds(bundle, root)) => {
                 (bundle == expected.bundle, root == expected.signing_root)
@@ -48,8 +65,8 @@ pub(crate) fn sum(
         holding += u32::from(holds);
         renewed += u32::from(is_renewed);
         let missing = || MissingProxy {
-            pod: key.to_string(),
-            reason: reason(known, expected),
+            pod: holder.pod.to_string(),
+            reason: reason(holder.kind, known, expected),
         };
         if !holds && without.len() < MISSING_NAMED {
             without.push(missing());
@@ -59,7 +76,7 @@ pub(crate) fn sum(
     }
     without.append(&mut to_renew);
     without.truncate(MISSING_NAMED);
-    let total = u32::try_from(pods.len()).unwrap_or(u32::MAX);
+    let total = u32::try_from(holders.len()).unwrap_or(u32::MAX);
     Proxies {
         total,
         holding,
@@ -72,8 +89,9 @@ pub(crate) fn sum(
     }
 }
 
-/// By pod. A proxy that comes back is in two reports for a moment: until they
-/// agree, the one counts that lacks more.
+/// By pod. A proxy that comes back is in two reports for a moment, or twice in
+/// one: until they agree, the word counts that lacks more. So does it where another
+/// pod of the same identity speaks in its name.
 fn known<'a>(reports: &'a [Report], expected: &Expected) -> HashMap<&'a str, Known<'a>> {
     let lacks = |known: &Known<'_>| match known {
         Known::Silent => 3,
@@ -99,13 +117,23 @@ fn known<'a>(reports: &'a [Report], expected: &Expected) -> HashMap<&'a str, Kno
     all
 }
 
-fn reason(known: Option<Known<'_>>, expected: &Expected) -> String {
+fn reason(kind: HolderKind, known: Option<Known<'_>>, expected: &Expected) -> String {
     match known {
-        None => "its proxy is not connected to control".to_owned(),
-        Some(Known::Silent) => {
-            "its proxy does not say what it holds: it is older than control; restart the pod"
-                .to_owned()
+        None => match kind {
+            HolderKind::Proxy => "its proxy is not connected to control",
+            HolderKind::Control => {
+                "this replica of control does not report: it is older than the one that sums up, \
+                 or cannot reach the API server"
+            }
         }
+        .to_owned(),
+        Some(Known::Silent) => match kind {
+            HolderKind::Proxy => {
+                "its proxy does not say what it holds: it is older than control; restart the pod"
+            }
+            HolderKind::Control => "this replica of control has no certificate yet",
+        }
+        .to_owned(),
         Some(Known::Holds(bundle, _)) if bundle != expected.bundle => {
             format!("it holds another trust bundle, {bundle}")
         }
@@ -138,11 +166,15 @@ mod tests {
         };
         let holders = holders.iter();
         let holders = holders.map(|(uid, said)| ((*uid).into(), said.map(held)));
-        Report::new(NOW, &holders.collect())
+        Report::new(NOW, &holders.collect::<Vec<_>>())
     }
 
-    fn pods(names: &[&str]) -> Vec<(Key, Name)> {
-        let pod = |name: &&str| (Key::new("shop", name), (*name).into());
+    fn pods(names: &[&str]) -> Vec<Holder> {
+        let pod = |name: &&str| Holder {
+            pod: Key::new("shop", name),
+            uid: (*name).into(),
+            kind: HolderKind::Proxy,
+        };
         names.iter().map(pod).collect()
     }
 
@@ -184,10 +216,43 @@ mod tests {
     }
 
     #[test]
+    fn nobody_speaks_for_a_proxy_that_says_itself_what_it_lacks() {
+        let said = [("a", Some(("old", "before"))), ("a", Some(("new", "root")))];
+        for said in [said, [said[1], said[0]]] {
+            let sum = sum(pods(&["a"]), &[report(&said)], &expected(), NOW);
+            assert_eq!((sum.holding, sum.renewed), (0, 0));
+        }
+    }
+
+    #[test]
     fn proxies_of_pods_that_are_gone_count_for_nothing() {
         let reports = [report(&[("a", Some(("old", "root")))])];
         let sum = sum(Vec::new(), &reports, &expected(), NOW);
         assert_eq!((sum.total, sum.missing.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_replica_of_control_counts_as_every_proxy_does() {
+        let replica = |name: &str| Holder {
+            pod: Key::new("bulkhead-system", name),
+            uid: name.into(),
+            kind: HolderKind::Control,
+        };
+        let said = report(&[
+            ("renewed", Some(("new", "root"))),
+            ("behind", Some(("new", "before"))),
+            ("starting", None),
+        ]);
+        let replicas = ["renewed", "behind", "starting", "gone"].map(replica);
+        let sum = sum(replicas.into(), &[said], &expected(), NOW);
+        assert_eq!((sum.total, sum.holding, sum.renewed), (4, 2, 1));
+        let reason = |name: &str| {
+            let found = sum.missing.iter().find(|one| one.pod.ends_with(name));
+            found.unwrap().reason.as_str()
+        };
+        assert!(reason("behind").contains("another root"));
+        assert!(reason("starting").contains("no certificate yet"));
+        assert!(reason("gone").contains("does not report"));
     }
 
     #[test]

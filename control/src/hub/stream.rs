@@ -156,21 +156,17 @@ impl Hub {
 
 impl Hub {
     /// The pods whose proxies are connected, by UID, and what each of them says
-    /// that it holds of the mesh's trust.
-    pub fn holders(&self) -> BTreeMap<Name, Option<Held>> {
+    /// that it holds of the mesh's trust. A pod is in it once for each stream: what
+    /// another one of the same identity says in its name takes nothing back.
+    pub fn holders(&self) -> Vec<(Name, Option<Held>)> {
         let state = self.state();
-        let mut streams: Vec<_> = state.streams.iter().collect();
-        // Where a proxy has come back, its last word counts.
-        streams.sort_unstable_by_key(|(id, _)| **id);
-        let mut holders = BTreeMap::new();
-        for (_, stream) in streams {
+        let said = state.streams.values().filter_map(|stream| {
             let pod = state.index.pod(&stream.pod);
             let own = |pod: &&Pod| *pod.service_account == *stream.service_account;
-            if let Some(pod) = pod.filter(own) {
-                holders.insert(Name::clone(&pod.uid), stream.held.clone());
-            }
-        }
-        holders
+            let pod = pod.filter(own)?;
+            Some((Name::clone(&pod.uid), stream.held.clone()))
+        });
+        said.collect()
     }
 }
 

@@ -92,10 +92,6 @@ impl State {
         match &answer.bytes {
             Some(bytes) if is_its_own => {
                 if *told == Told::Version(answer.version) {
-                    // A proxy that comes back has it already, and has taken it.
-                    if name.kind() == ResourceKind::Bypass && stream.bypass_told.is_none() {
-                        stream.bypass_taken = decode_phase(bytes);
-                    }
                     return None;
                 }
                 *told = Told::Version(answer.version);
@@ -151,12 +147,8 @@ fn may_come(name: &ResourceName) -> bool {
 }
 
 fn phase(bypass: &Versioned) -> BypassPhase {
-    decode_phase(&bypass.bytes).unwrap_or_default()
-}
-
-fn decode_phase(bytes: &[u8]) -> Option<BypassPhase> {
-    match decode(ResourceKind::Bypass, bytes) {
-        Ok(Resource::Bypass(bypass)) => Some(bypass.phase),
-        _ => None,
+    match decode(ResourceKind::Bypass, &bypass.bytes) {
+        Ok(Resource::Bypass(bypass)) => bypass.phase,
+        _ => BypassPhase::Off,
     }
 }

@@ -66,7 +66,9 @@ impl Pod {
             && !shares_its_nodes
             && (carries(PROXY_CONTAINER) || carries(ISTIO_CONTAINER));
         let is_leaving = has_finished || metadata.deletion_timestamp.is_some();
-        let has_proxy = meshed && carries(PROXY_CONTAINER) && !is_leaving && !ips.is_empty();
+        // Whatever its label says: the proxy has a certificate, and peers verify it.
+        let has_proxy =
+            carries(PROXY_CONTAINER) && !shares_its_nodes && !is_leaving && !ips.is_empty();
         let missing = if is_leaving || carries(PROXY_CONTAINER) {
             InjectionWish::Never
         } else {
