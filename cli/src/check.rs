@@ -93,7 +93,7 @@ pub async fn check(cluster: &Cluster, expires_within: Option<Duration>, now: Sys
         ("trust-bundle", boxed(trust::bundles(&look))),
         ("authorities", boxed(expiry::authorities(&look))),
         ("certificates", boxed(expiry::webhook(&look))),
-        ("certificates", boxed(expiry::ca(&look))),
+        ("certificates", boxed(expiry::shown(&look))),
         ("workloads", boxed(expiry::workloads(&look))),
         ("pods", boxed(pods::pods(&look))),
         ("self-test", boxed(self_test::self_test(&look))),

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use bulkhead_ca::app as ca;
 use bulkhead_ca::authenticate::Pod;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
-use bulkhead_ca::config::{AuthenticationSource, Config as CaConfig, StoreLocation};
+use bulkhead_ca::config::{Authentication, Config as CaConfig, StoreLocation};
 use bulkhead_control::app as control;
 use bulkhead_control::config::{Config as ControlConfig, Source};
 use bulkhead_core::identity::TrustDomain;
@@ -20,7 +20,6 @@ use bulkhead_core::sidecar::{
 use bulkhead_pki::serving::ServerName;
 use bulkhead_proxy::app::{Dependencies, Proxy};
 use bulkhead_runtime::clock::Clock;
-use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_runtime::readiness::Readiness;
 use tempfile::TempDir;
 
@@ -45,6 +44,7 @@ pub struct Mesh {
     ca_config: CaConfig,
     ca: Option<ca::App>,
     clock: Clock,
+    kube: Option<kube::Client>,
 }
 
 impl Mesh {
@@ -67,13 +67,19 @@ impl Mesh {
         directory: &Path,
         change: impl FnOnce(&mut CaConfig),
     ) -> anyhow::Result<Self> {
+        Self::start_beside(directory, None, change).await
+    }
+
+    /// The same, for settings that ask for an API server.
+    pub async fn start_beside(
+        directory: &Path,
+        kube: Option<kube::Client>,
+        change: impl FnOnce(&mut CaConfig),
+    ) -> anyhow::Result<Self> {
         let issuer = LocalIssuer::open(&directory.join("issuer"), TOKEN_ISSUER)?;
         let mut ca_config = CaConfig::new(
             StoreLocation::Directory(directory.join("ca")),
-            AuthenticationSource::Jwks {
-                path: issuer.jwks_path().to_owned(),
-                issuer: TOKEN_ISSUER.to_owned(),
-            },
+            Authentication::jwks_file(issuer.jwks_path(), TOKEN_ISSUER),
         );
         ca_config.listen = on_loopback(0);
         ca_config.monitoring_listen = on_loopback(0);
@@ -86,6 +92,7 @@ impl Mesh {
             ca_config,
             ca: None,
             clock: Clock::system(),
+            kube,
         };
         mesh.start_ca().await?;
         Ok(mesh)
@@ -95,8 +102,8 @@ impl Mesh {
     pub async fn start_ca(&mut self) -> anyhow::Result<()> {
         let given = ca::Dependencies {
             clock: self.clock.clone(),
-            monitoring: Monitoring::default(),
-            kube: None,
+            kube: self.kube.clone(),
+            ..ca::Dependencies::default()
         };
         let ca = ca::App::start(self.ca_config.clone(), given)
             .await
@@ -220,8 +227,17 @@ impl Mesh {
     pub async fn proxy(&self, config: SidecarConfig) -> anyhow::Result<Proxy> {
         let dependencies = Dependencies {
             clock: self.clock.clone(),
-            log_level: None,
+            ..Dependencies::default()
         };
+        self.proxy_with(config, dependencies).await
+    }
+
+    /// The same, with something of the caller's.
+    pub async fn proxy_with(
+        &self,
+        config: SidecarConfig,
+        dependencies: Dependencies,
+    ) -> anyhow::Result<Proxy> {
         let name = format!("{}/{}", config.namespace, config.service_account);
         let proxy = Proxy::start(config, dependencies)
             .with_context(|| format!("starting the proxy of {name} failed"))?;

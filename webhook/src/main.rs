@@ -38,7 +38,7 @@ async fn run() -> Result<()> {
 }
 
 async fn api_server() -> Result<Client> {
-    Client::try_default()
+    bulkhead_crds::client::connect()
         .await
         .context("finding the API server: neither in a pod, nor is there a kubeconfig")
 }

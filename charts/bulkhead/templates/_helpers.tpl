@@ -49,6 +49,16 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* A duration such as 1h30m in milliseconds. */}}
+{{- define "bulkhead.milliseconds" -}}
+{{- $scale := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 }}
+{{- $sum := 0 }}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 }}
+{{- $sum = add $sum (mul (regexFind "^[0-9]+" . | atoi) (get $scale (regexFind "[a-z]+" .))) }}
+{{- end }}
+{{- $sum }}
+{{- end }}
+
 {{/* How many replicas a component has. */}}
 {{- define "bulkhead.replicas" -}}
 {{- $replicas := (index .root.Values .component).replicas }}

@@ -1,31 +1,25 @@
 //! What was issued to whom, and what was refused: the CA's audit records, which
 //! are lines of its pods' logs.
 
-use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use anyhow::Context as _;
 use bulkhead_ca::audit::TARGET;
-use futures::{AsyncBufReadExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::LogParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::replicas;
 use crate::cluster::Cluster;
 use crate::{error, moment};
 
+mod follow;
+
+pub use follow::follow;
+
 /// The CA's container.
 const CONTAINER: &str = "ca";
-/// While records are followed: how long one is held back, so that those of
-/// several replicas come in their order.
-const MERGE: Duration = Duration::from_millis(250);
-/// Records that may be held back.
-const HELD: usize = 1024;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +112,7 @@ impl Filter {
             let serial = record.text("serial");
             serial.is_some_and(|serial| plain(serial) == plain(wanted))
         });
-        let is_refused = record.text("outcome") != Some("issued");
+        let is_refused = !matches!(record.text("outcome"), Some("issued" | "token_issued"));
         has_identity && has_serial && (is_refused || !self.is_refused)
     }
 }
@@ -192,84 +186,6 @@ fn parameters(since: SystemTime, now: SystemTime) -> LogParams {
         since_seconds: i64::try_from(age.saturating_add(1)).ok(),
         ..LogParams::default()
     }
-}
-
-/// Hands over records as they are written, in the order of their times as far as
-/// that can be had, until there is no pod left to follow. Pods that are made
-/// meanwhile are not followed.
-pub async fn follow(
-    cluster: &Cluster,
-    filter: &Filter,
-    since: SystemTime,
-    now: SystemTime,
-    mut write: impl FnMut(&Record) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let pods = replicas::pods(cluster).await?;
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
-    let (sender, mut arrived) = mpsc::channel(HELD);
-    let follows = pods.iter().map(|pod| {
-        let (api, sender, name) = (api.clone(), sender.clone(), pod.name_any());
-        let parameters = LogParams {
-            follow: true,
-            ..parameters(since, now)
-        };
-        async move {
-            let failed = follow_one(&api, &name, &parameters, &sender).await.err();
-            failed.map(|error| format!("{name}: {}", error::describe(&error)))
-        }
-    });
-    let follows = futures::future::join_all(follows);
-    drop(sender);
-    let merge = async {
-        let mut ticks = interval(MERGE);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut held: Vec<Record> = Vec::new();
-        loop {
-            tokio::select! {
-                record = arrived.recv() => match record {
-                    Some(record) if filter.accepts(&record) && is_since(&record, since) => {
-                        held.push(record);
-                    }
-                    Some(_) => {}
-                    None => return flush(&mut held, &mut write),
-                },
-                _ = ticks.tick() => flush(&mut held, &mut write)?,
-            }
-        }
-    };
-    let (problems, merged) = tokio::join!(follows, merge);
-    merged?;
-    for problem in problems.into_iter().flatten() {
-        writeln!(std::io::stderr(), "not read: {problem}")?;
-    }
-    Ok(())
-}
-
-fn flush(
-    held: &mut Vec<Record>,
-    write: &mut impl FnMut(&Record) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    held.sort_by_key(|record| record.at);
-    held.drain(..).try_for_each(|record| write(&record))
-}
-
-async fn follow_one(
-    api: &Api<Pod>,
-    name: &str,
-    parameters: &LogParams,
-    sender: &mpsc::Sender<Record>,
-) -> anyhow::Result<()> {
-    let log = api.log_stream(name, parameters).await;
-    let mut lines = log.context("reading its log failed")?.lines();
-    while let Some(line) = lines.next().await {
-        let line = line.context("its log broke off")?;
-        if let Some(record) = Record::parse(name, &line)
-            && sender.send(record).await.is_err()
-        {
-            return Ok(());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -353,21 +269,10 @@ mod tests {
             ..Filter::default()
         };
         assert!(accepts(REFUSED, refused.clone()));
-        assert!(!accepts(ISSUED, refused));
-    }
-
-    #[test]
-    fn records_of_several_replicas_come_in_the_order_of_their_times() {
-        let mut held = vec![record(REFUSED), record(ISSUED)];
-        let mut written = Vec::new();
-        flush(&mut held, &mut |record| {
-            written.push(record.at);
-            Ok(())
-        })
-        .unwrap();
-        assert!(written.is_sorted());
-        assert_eq!(written.len(), 2);
-        assert!(held.is_empty());
+        let token = ISSUED.replace("\"outcome\":\"issued\"", "\"outcome\":\"token_issued\"");
+        for granted in [ISSUED, &token] {
+            assert!(!accepts(granted, refused.clone()), "{granted}");
+        }
     }
 
     #[test]

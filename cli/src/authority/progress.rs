@@ -79,7 +79,12 @@ fn milestones(last: Option<Step>, progress: &Progress) -> Vec<String> {
         lines.push(format!("ok  root {root} {what}"));
     }
     if reached(Step::Publishing) {
-        lines.push(format!("ok  held: proxies trust root {root}"));
+        let is_held = !progress.is_forced || progress.proxies.are_all_holding();
+        lines.push(if is_held {
+            format!("ok  held: proxies trust root {root}")
+        } else {
+            format!("ok  forced: not every proxy trusts root {root}")
+        });
     }
     if reached(Step::Switching) {
         lines.push(format!("ok  root {root} signs"));
@@ -203,6 +208,7 @@ mod tests {
             },
             step,
             message: None,
+            is_forced: false,
             proxies: Known::Said {
                 total: 4,
                 holding,
@@ -240,6 +246,23 @@ mod tests {
              ok  certificates are below root 2\n\
              ok  the other root is retired, and its key destroyed\n"
         );
+    }
+
+    #[test]
+    fn what_was_forced_is_not_said_to_be_held() {
+        let forced = |holding| Progress {
+            is_forced: true,
+            ..progress(Step::Renewing, holding, 1, &[])
+        };
+        let before = progress(Step::Publishing, 3, 0, &["shop/cart"]);
+        let text = shown(false, &[before.clone(), forced(3)]);
+        assert!(
+            text.contains("ok  forced: not every proxy trusts root 2"),
+            "{text}"
+        );
+        assert!(!text.contains("held"), "{text}");
+        let text = shown(false, &[before, forced(4)]);
+        assert!(text.contains("ok  held: proxies trust root 2"), "{text}");
     }
 
     #[test]

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::Cluster;
 use crate::{admin, error};
 
-/// The label of the CA's pods.
-const SELECTOR: &str = "app.kubernetes.io/name=bulkhead-ca";
+/// The label that says which program a pod is of, and what it says.
+const LABEL: &str = "app.kubernetes.io/name";
+pub(crate) const CA: &str = "bulkhead-ca";
+pub(crate) const CONTROL: &str = "bulkhead-control";
 
 /// One of the CA's pods.
 #[derive(Clone, Debug, Serialize)]
@@ -66,10 +68,17 @@ pub struct Waiting {
 
 /// The CA's pods, by name.
 pub(crate) async fn pods(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
+    pods_of(cluster, CA).await
+}
+
+/// The pods of one of Bulkhead's programs, by name.
+pub(crate) async fn pods_of(cluster: &Cluster, program: &str) -> anyhow::Result<Vec<Pod>> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
-    let found = api.list(&ListParams::default().labels(SELECTOR)).await;
+    let ours = ListParams::default().labels(&format!("{LABEL}={program}"));
     let namespace = &cluster.system_namespace;
-    let found = found.with_context(|| format!("listing the CA's pods in {namespace} failed"))?;
+    let found = api.list(&ours).await;
+    let found =
+        found.with_context(|| format!("listing the pods of {program} in {namespace} failed"))?;
     let mut pods = found.items;
     pods.sort_by_key(ResourceExt::name_any);
     Ok(pods)

@@ -53,7 +53,12 @@ pub fn decide(authority: &CertificateAuthority, wish: Wish) -> Decision {
     };
     let live = live_roots(&status);
     let target = wanted(authority, &status).unwrap_or(active);
-    let is_leaving = matches!(status.phase, Some(Phase::Renewing | Phase::Retiring));
+    let is_leaving = match status.phase {
+        Some(Phase::Renewing | Phase::Retiring) => true,
+        // Some proxy does not renew.
+        Some(Phase::Blocked) => target == active && live.len() > 1,
+        _ => false,
+    };
     let newer_leaves = is_leaving && live.iter().any(|root| *root > active);
     match wish {
         Wish::Rotate if target != active => Decision::Follow(Goal {
@@ -127,6 +132,8 @@ pub struct Progress {
     pub step: Step,
     /// What the CA says of it.
     pub message: Option<String>,
+    /// Whether it goes on without those that lack something.
+    pub is_forced: bool,
     pub proxies: Known,
 }
 
@@ -201,7 +208,11 @@ impl Progress {
         let proxies = Known::of(&status, now);
         let is_forced = authority.spec.force_generation == Some(goal.root);
         // With permission to go on without them, the CA does, a moment later.
-        let goes_on = is_forced && proxies.lacking() > 0;
+        let behind = match active == goal.root {
+            true => proxies.not_renewed(),
+            false => proxies.lacking(),
+        };
+        let goes_on = is_forced && behind > 0;
         // Of an order that cannot be, the CA says so and stays where it is; what
         // is in the way of another root is not in the way of this one.
         let is_about_us = goes_for || status.target_generation == status.root_generation;
@@ -214,8 +225,18 @@ impl Progress {
             goal,
             step,
             message: status.message,
+            is_forced,
             proxies,
         })
+    }
+
+    /// How many keep the step from being over.
+    pub fn behind(&self) -> u32 {
+        match self.step {
+            Step::Publishing => self.proxies.lacking(),
+            Step::Renewing => self.proxies.not_renewed(),
+            _ => 0,
+        }
     }
 }
 
@@ -248,12 +269,15 @@ impl Known {
         if bundle.is_some_and(|bundle| *bundle != proxies.bundle) {
             return Self::Nothing;
         }
+        // For some seconds after another root began to sign, control's figures are
+        // of the one before: nobody has renewed as far as anybody knows.
+        let is_of_active = active_root(status).is_none_or(|root| *root == proxies.signing_root);
         let at = SystemTime::from(proxies.at.0);
         let age = now.duration_since(at).unwrap_or_default();
         Self::Said {
             total: proxies.total,
             holding: proxies.holding,
-            renewed: proxies.renewed,
+            renewed: if is_of_active { proxies.renewed } else { 0 },
             missing: proxies.missing.clone(),
             stale_since: (age > STALE).then(|| moment::relative(at, now)),
         }
@@ -274,6 +298,28 @@ impl Known {
             Self::Said { total, holding, .. } => total.saturating_sub(*holding),
         }
     }
+
+    /// Whether all are known to hold the bundle.
+    pub fn are_all_holding(&self) -> bool {
+        matches!(self, Self::Said { total, holding, .. } if holding >= total)
+    }
+
+    /// How many have no certificate below the root that signs.
+    pub fn not_renewed(&self) -> u32 {
+        match self {
+            Self::Nothing => 0,
+            Self::Said { total, renewed, .. } => total.saturating_sub(*renewed),
+        }
+    }
+}
+
+/// The fingerprint of the root that signs.
+fn active_root(status: &CertificateAuthorityStatus) -> Option<&String> {
+    let mut authorities = status.authorities.iter();
+    let active = authorities.find(|authority| {
+        authority.kind == AuthorityKind::Root && authority.state == AuthorityState::Active
+    });
+    active.map(|root| &root.fingerprint)
 }
 
 #[cfg(test)]

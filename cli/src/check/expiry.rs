@@ -64,12 +64,9 @@ impl Item {
         });
         let third = life.map(|life| life / PART);
         match (self.kind, asked) {
-            (Kind::Root, Some(asked)) => asked,
+            (_, Some(asked)) => asked,
             (Kind::Root, None) => third.map_or(ROOT, |third| third.min(ROOT)),
-            (Kind::Renewed, asked) => {
-                let third = third.unwrap_or(Duration::ZERO);
-                asked.map_or(third, |asked| asked.min(third))
-            }
+            (Kind::Renewed, None) => third.unwrap_or(Duration::ZERO),
         }
     }
 
@@ -91,9 +88,9 @@ impl Item {
         if left > limit {
             return Finding::ok(check, message);
         }
-        let why = match self.kind {
-            Kind::Root => format!("within {}", moment::span(limit)),
-            Kind::Renewed => "and should have been renewed by now".to_owned(),
+        let why = match (self.kind, asked) {
+            (Kind::Renewed, None) => "and should have been renewed by now".to_owned(),
+            _ => format!("within {}", moment::span(limit)),
         };
         Finding::failed(check, format!("{message}, {why}")).remedy(self.remedy)
     }
@@ -154,6 +151,9 @@ const ROTATING: &str = "a rotation is under way: `bulkhead ca rotate-root` shows
 const SEE_CA: &str = "the CA renews it by itself: see `bulkhead ca status`, its upstream among it, \
                       and the CA's log";
 
+const SEE_CONTROL: &str = "control renews it by itself at the CA: see its log, and \
+                           `bulkhead ca log --refused`";
+
 /// The webhook's certificate and its CAs.
 pub(super) async fn webhook(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
     const CHECK: &str = "certificates";
@@ -204,12 +204,20 @@ fn of_pem(
         .collect()
 }
 
-/// The certificate that each replica of the CA shows its callers.
-pub(super) async fn ca(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
+/// The certificate that each replica of the CA and of control shows its callers.
+/// Both renew it by themselves, and nobody sees that one did not but those who
+/// can no longer call it.
+pub(super) async fn shown(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
+    let programs = [(replicas::CA, SEE_CA), (replicas::CONTROL, SEE_CONTROL)];
+    let found = programs.map(|(program, remedy)| shown_by(look, program, remedy));
+    Ok(futures::future::join_all(found).await.concat())
+}
+
+async fn shown_by(look: &Look<'_>, program: &str, remedy: &str) -> Vec<Finding> {
     const CHECK: &str = "certificates";
-    let pods = match replicas::pods(look.cluster).await {
+    let pods = match replicas::pods_of(look.cluster, program).await {
         Ok(pods) => pods,
-        Err(error) => return Ok(vec![skipped(CHECK, &error)]),
+        Err(error) => return vec![skipped(CHECK, &error)],
     };
     let shown = futures::future::join_all(pods.iter().map(|pod| async move {
         let name = pod.name_any();
@@ -227,19 +235,21 @@ pub(super) async fn ca(look: &Look<'_>) -> kube::Result<Vec<Finding>> {
             kind: Kind::Renewed,
             not_before: Some(certificate.not_before()),
             not_after: certificate.not_after(),
-            remedy: SEE_CA.to_owned(),
+            remedy: remedy.to_owned(),
         };
         item.judge(CHECK, look.expires_within, look.now)
     }));
-    Ok(shown.await)
+    shown.await
 }
 
-/// What the CA shows in a handshake; nothing else is sent.
+/// What a program shows in a handshake; nothing else is sent. Control asks for a
+/// certificate too, and ends the connection for want of one after that.
 async fn served(look: &Look<'_>, pod: (&str, &str)) -> anyhow::Result<Certificate> {
     admin::through(look.cluster, pod, ports::CONTROL_PLANE, async |stream| {
         // Whether it is to be believed is for its callers to say, by their roots.
         let connector = TlsConnector::from(probe::client_config()?);
-        let name = ServerName::try_from("bulkhead-ca")?;
+        // Neither serves by names.
+        let name = ServerName::try_from("bulkhead")?;
         let stream = connector.connect(name, stream).await?;
         let (_, connection) = stream.get_ref();
         let shown = connection.peer_certificates().unwrap_or_default();

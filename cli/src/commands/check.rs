@@ -22,10 +22,9 @@ use crate::moment;
 pub struct Check {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Count what expires within this as a problem: a root by that alone; what
-    /// renews itself only when a third of its life is left too, for then it was
-    /// not renewed in time. Without it: 60 days for a root, a third of the life
-    /// for the rest
+    /// Count whatever expires within this as a problem. Without it: 60 days for a
+    /// root, and a third of its life for what renews itself, for then it was not
+    /// renewed in time
     #[arg(long, value_name = "DURATION", value_parser = moment::parse_span)]
     expires_within: Option<Duration>,
     /// How the findings are written

@@ -68,6 +68,7 @@ pub(crate) fn of_namespace(
     Some(BypassOrder {
         bypass: asked(last.terms(), phase),
         pods: (!is_for_all).then(named),
+        takes_back: false,
     })
 }
 

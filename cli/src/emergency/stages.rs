@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
+use anyhow::bail;
 use bulkhead_core::bypass::BypassOrder;
 use bulkhead_core::discovery::{Bypass as Asked, BypassPhase};
 use bulkhead_crds::emergency::{self, Bypass, Emergency as _};
@@ -73,8 +74,8 @@ pub(crate) async fn stand_aside(
         (BypassPhase::Forward, "forward", &["forward"][..]),
     ] {
         write_orders(cluster, &pods, bypass, phase, out).await?;
-        let asked = order::asked(bypass.terms(), phase);
-        missed = order_all(cluster, &running, &order_json(asked), enough).await;
+        let order = for_all(order::asked(bypass.terms(), phase)).to_json();
+        missed = order_all(cluster, &running, &order, enough).await;
         let (reached, of) = (running.len() - missed.len(), running.len());
         let what = match phase {
             BypassPhase::Accept => "take plaintext as servers",
@@ -184,21 +185,30 @@ pub(crate) async fn step_back(
     let files = order::namespaces(cluster, scope.namespace()).await?;
     for namespace in &files {
         if of_others(&on, system, namespace, &pods).is_none() {
-            let accept = BypassOrder {
-                bypass: taken_back(BypassPhase::Accept),
-                pods: None,
-            };
+            let accept = for_all(taken_back(BypassPhase::Accept));
             order::write(cluster, namespace, &accept, None).await?;
         }
     }
-    settle(cluster, &running, BypassPhase::Accept, out).await?;
+    let forwarding = settle(cluster, &running, BypassPhase::Accept, out).await?;
+    write_missed(out, &forwarding)?;
     for namespace in &files {
         match of_others(&on, system, namespace, &pods) {
             Some(order) => order::write(cluster, namespace, &order, None).await?,
             None => order::withdraw(cluster, namespace).await?,
         }
     }
-    settle(cluster, &running, BypassPhase::Off, out).await
+    let missed = settle(cluster, &running, BypassPhase::Off, out).await?;
+    if missed.is_empty() {
+        return Ok(());
+    }
+    write_missed(out, &missed)?;
+    bail!(
+        "{} of {} sidecars enforce no policy yet, though the bypass is over; `bulkhead on`, typed \
+         again, goes on with them, and one that cannot be reached is right again once it is \
+         connected to control or restarted",
+        missed.len(),
+        running.len()
+    )
 }
 
 /// The order for a namespace by bypasses that stay on.
@@ -212,18 +222,23 @@ fn of_others(
 }
 
 /// Tells every sidecar, and waits until none does more than `phase` any longer:
-/// what the kubelet has mounted counts until it is refreshed.
+/// what the kubelet has mounted counts until it is refreshed. What control has
+/// said is taken back, for it may be gone. Returns those that still do more.
 async fn settle(
     cluster: &Cluster,
     running: &[MeshPod],
     phase: BypassPhase,
     out: &mut impl Write,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<Missed>> {
     let (name, what, enough) = match phase {
         BypassPhase::Off => ("enforce", "enforce policy again", &["off"][..]),
         _ => ("secure ", "send mTLS again", &["accept", "off"][..]),
     };
-    let order = order_json(taken_back(phase));
+    let order = BypassOrder {
+        takes_back: true,
+        ..for_all(taken_back(phase))
+    };
+    let order = order.to_json();
     let deadline = Instant::now() + REFRESH;
     let mut looks = interval(LOOK_AGAIN);
     let mut waiting = running.to_vec();
@@ -237,11 +252,8 @@ async fn settle(
             writeln!(out, "{name}  {done} of {} sidecars {what}", running.len())?;
             out.flush()?;
         }
-        if missed.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return write_missed(out, &missed);
+        if missed.is_empty() || Instant::now() >= deadline {
+            return Ok(missed);
         }
         waiting = missed.into_iter().map(|(pod, _)| pod).collect();
     }
@@ -255,8 +267,12 @@ fn taken_back(phase: BypassPhase) -> Asked {
     }
 }
 
-fn order_json(bypass: Asked) -> String {
-    BypassOrder { bypass, pods: None }.to_json()
+/// An order for all pods that are told it.
+fn for_all(bypass: Asked) -> BypassOrder {
+    BypassOrder {
+        bypass,
+        ..BypassOrder::default()
+    }
 }
 
 fn write_missed(out: &mut impl Write, missed: &[Missed]) -> anyhow::Result<()> {

@@ -205,3 +205,38 @@ fn what_control_says_of_another_bundle_or_said_long_ago_is_not_taken_for_now() {
         .bundle = "old".to_owned();
     assert_eq!(Known::of(&status(&object), now()), Known::Nothing);
 }
+
+#[test]
+fn figures_of_the_root_before_are_not_taken_for_those_of_the_one_that_signs_now() {
+    let mut switched = renewing();
+    let mut status = switched.status.take().unwrap();
+    for authority in &mut status.authorities {
+        authority.fingerprint = format!("root {}", authority.generation);
+    }
+    let mut proxies = status.proxies.take().unwrap();
+    proxies.renewed = 3;
+    for (compared_with, renewed) in [("root 4", 0), ("root 5", 3)] {
+        proxies.signing_root = compared_with.to_owned();
+        status.proxies = Some(proxies.clone());
+        let Known::Said { renewed: said, .. } = Known::of(&status, now()) else {
+            panic!("control says something");
+        };
+        assert_eq!(said, renewed, "{compared_with}");
+    }
+}
+
+#[test]
+fn a_proxy_that_does_not_renew_is_told_of_and_starts_no_other_rotation() {
+    let mut stuck = object(5, 5, "Blocked", &[(4, "published"), (5, "active")]);
+    stuck.spec.root_generation = Some(5);
+    assert_eq!(decide(&stuck, Wish::Rotate), Decision::Follow(goal(5)));
+    assert_eq!(decide(&stuck, Wish::Undo), Decision::Order(undo(4)));
+    let outcome = Progress::of(&stuck, goal(5), now());
+    let Err(Obstacle::Blocked { proxies, .. }) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(proxies.not_renewed(), 2);
+    stuck.spec.force_generation = Some(5);
+    let progress = Progress::of(&stuck, goal(5), now()).unwrap();
+    assert_eq!((progress.step, progress.behind()), (Step::Renewing, 2));
+}

@@ -39,11 +39,17 @@ fn a_root_is_a_problem_sixty_days_before_its_end_or_when_it_is_asked_for() {
 #[test]
 fn what_renews_itself_is_a_problem_only_when_that_did_not_happen_in_time() {
     assert!(!is_problem(Kind::Renewed, 1, 1, None));
-    assert!(!is_problem(Kind::Renewed, 1, 1, Some(60)));
     assert!(!is_problem(Kind::Renewed, 365, 122, None));
     assert!(is_problem(Kind::Renewed, 365, 121, None));
-    assert!(is_problem(Kind::Renewed, 365, 121, Some(200)));
-    assert!(!is_problem(Kind::Renewed, 365, 121, Some(100)));
+}
+
+#[test]
+fn what_somebody_asks_for_counts_for_everything() {
+    for kind in [Kind::Root, Kind::Renewed] {
+        assert!(is_problem(kind, 1, 1, Some(60)));
+        assert!(is_problem(kind, 365, 121, Some(200)));
+        assert!(!is_problem(kind, 365, 121, Some(100)));
+    }
 }
 
 #[test]

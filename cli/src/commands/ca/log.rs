@@ -33,7 +33,7 @@ pub(super) struct Log {
     /// How far back, such as 1h or 7d; all there is where it is left out
     #[arg(long, value_name = "DURATION", value_parser = moment::parse_span)]
     since: Option<Duration>,
-    /// Go on with what is written from now on
+    /// Go on with what is written from now on, by replicas that are made later too
     #[arg(long, short)]
     follow: bool,
     /// How a record is written: a line for people, or its JSON on a line
@@ -73,10 +73,7 @@ impl Log {
         };
         if self.follow {
             return tokio::select! {
-                followed = audit_log::follow(&cluster, &filter, since, now, write) => {
-                    followed?;
-                    bail!("there is no pod of the CA any more whose log could be followed")
-                }
+                followed = audit_log::follow(&cluster, &filter, since, now, write) => followed,
                 // What was shown was shown: that is how following ends.
                 _ = tokio::signal::ctrl_c() => Ok(()),
             };

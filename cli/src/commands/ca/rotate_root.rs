@@ -24,6 +24,8 @@ use crate::moment;
 const TICK: Duration = Duration::from_secs(1);
 /// How long after an order what the CA says may be of before it.
 const SETTLES: Duration = Duration::from_secs(5);
+/// How much longer proxies may take to renew: they spread it over ten minutes.
+const RENEWING: Duration = Duration::from_secs(600);
 /// How often an order is decided on anew because somebody else changed the object.
 const ATTEMPTS: usize = 5;
 
@@ -99,6 +101,7 @@ impl RotateRoot {
             is_waited_for: !is_new,
             ordered: is_new.then(Instant::now),
             waits_since: Instant::now(),
+            behind: 0,
             screen: Screen::new(out, is_terminal),
         };
         let followed = tokio::select! {
@@ -158,6 +161,8 @@ struct Follower<'a> {
     /// When this command asked for it, if it did.
     ordered: Option<Instant>,
     waits_since: Instant,
+    /// How many kept the step from being over when last looked at.
+    behind: u32,
     screen: Screen<Stdout>,
 }
 
@@ -214,15 +219,11 @@ impl Follower<'_> {
             ),
         };
         self.screen.show(&progress)?;
-        if progress.step == Step::Publishing && progress.proxies.lacking() > 0 {
-            let is_over = self.waits_since.elapsed() >= self.patience;
-            let is_forced = authority.spec.force_generation == Some(self.goal.root);
-            if !is_forced && (is_over || (self.is_waited_for && self.may_force)) {
-                let why = "not every proxy holds the new root";
-                self.stuck(authority, &progress.proxies, why).await?;
-            }
-        } else {
+        let before = std::mem::replace(&mut self.behind, progress.behind());
+        if self.behind == 0 || (self.behind < before && progress.step == Step::Renewing) {
             self.waits_since = Instant::now();
+        } else if let Some(why) = self.impatience(&progress) {
+            self.stuck(authority, &progress.proxies, why).await?;
         }
         if progress.step == Step::Done {
             let mut out = std::io::stdout();
@@ -233,6 +234,21 @@ impl Follower<'_> {
             )?;
         }
         Ok(progress.step == Step::Done)
+    }
+
+    /// Why it is not waited any longer for those that keep a step from being over.
+    fn impatience(&self, progress: &Progress) -> Option<&'static str> {
+        let waited = self.waits_since.elapsed();
+        let may_force = self.is_waited_for && self.may_force;
+        match progress.step {
+            Step::Publishing if !progress.is_forced && (may_force || waited >= self.patience) => {
+                Some("not every proxy holds the new root")
+            }
+            Step::Renewing if may_force || waited >= self.patience + RENEWING => {
+                Some("not every proxy has a certificate below the new root")
+            }
+            _ => None,
+        }
     }
 
     /// Names who would be cut off, and goes on without them if that is wanted.
@@ -260,6 +276,14 @@ impl Follower<'_> {
                 )?;
                 write_missing(&mut out, proxies)?;
             }
+            Known::Said { .. } if proxies.not_renewed() > 0 => {
+                writeln!(
+                    out,
+                    "If the other root left now, calls with {} would fail until they renew:",
+                    progress::proxies(proxies.not_renewed())
+                )?;
+                write_missing(&mut out, proxies)?;
+            }
             Known::Said { .. } => {}
         }
         if !self.may_force {
@@ -278,7 +302,18 @@ impl Follower<'_> {
             self.may_force = true;
             return Ok(());
         }
-        writeln!(out, "Forced: root {root} is to sign without them.")?;
+        let signs = authority
+            .status
+            .as_ref()
+            .and_then(|status| status.root_generation);
+        if signs == Some(root) {
+            writeln!(
+                out,
+                "Forced: the other root leaves when all certificates below it have expired."
+            )?;
+        } else {
+            writeln!(out, "Forced: root {root} is to sign without them.")?;
+        }
         Ok(())
     }
 }
@@ -306,7 +341,7 @@ fn is_confirmed(out: &mut impl Write, root: u32) -> anyhow::Result<bool> {
     if !stdin.is_terminal() {
         bail!("--force asks before it does that, and there is no terminal to ask on: add --yes");
     }
-    write!(out, "Let root {root} sign all the same? Type yes: ")?;
+    write!(out, "Go on with root {root} all the same? Type yes: ")?;
     out.flush()?;
     let mut answer = String::new();
     let read = stdin.lock().read_line(&mut answer);
