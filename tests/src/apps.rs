@@ -3,11 +3,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -49,11 +51,17 @@ pub async fn echo_http() -> io::Result<App> {
                     request.method(),
                     request.uri().path()
                 );
+                let is_head = request.method() == http::Method::HEAD;
                 let body = match request.into_body().collect().await {
                     Ok(body) => body.to_bytes(),
                     Err(_) => Bytes::new(),
                 };
-                let answer = [line.into_bytes(), body.to_vec()].concat();
+                // Over HTTP/2 hyper leaves it to us that there is none.
+                let answer = if is_head {
+                    Vec::new()
+                } else {
+                    [line.into_bytes(), body.to_vec()].concat()
+                };
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
             }
         });
@@ -62,6 +70,60 @@ pub async fn echo_http() -> io::Result<App> {
         let _ = server.serve_connection(TokioIo::new(stream), service).await;
     })
     .await
+}
+
+/// Sends back what comes of each request's body as it comes, over HTTP/1 and HTTP/2,
+/// with the trailers of a gRPC call that went well.
+pub async fn echo_stream() -> io::Result<App> {
+    serve(|stream, requests| async move {
+        let service = service_fn(move |request: Request<Incoming>| {
+            requests.fetch_add(1, Ordering::Relaxed);
+            let is_grpc = request.headers().contains_key("te");
+            let body = request.into_body();
+            async move {
+                let mut response = Response::new(Echo { body, is_grpc });
+                if is_grpc {
+                    let kind = http::HeaderValue::from_static("application/grpc");
+                    response.headers_mut().insert("content-type", kind);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        // A client that goes away is no failure of the application's.
+        let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    })
+    .await
+}
+
+/// A request's body as a response's.
+struct Echo {
+    body: Incoming,
+    /// Whether the trailers are still to come.
+    is_grpc: bool,
+}
+
+impl Body for Echo {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() && std::mem::take(&mut self.is_grpc) {
+            let status = http::HeaderValue::from_static("0");
+            let trailers = [(http::HeaderName::from_static("grpc-status"), status)];
+            let trailers = Frame::trailers(trailers.into_iter().collect());
+            return Poll::Ready(Some(Ok(trailers)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream() && !self.is_grpc
+    }
 }
 
 /// Greets, as MySQL and SMTP servers do, before the client has said anything,

@@ -15,11 +15,13 @@
 //! - [`capture`]: what they send to each other.
 //! - [`commands`]: what people type: kubectl, helm, bulkhead.
 //! - [`exec`]: programs run inside a pod.
+//! - [`processes`]: theirs, as the node sees them, to be ended or stopped.
 
 pub mod apps;
 pub mod capture;
 pub mod commands;
 pub mod exec;
+pub mod processes;
 
 use std::fmt::Debug;
 use std::process::{Command, Stdio};
@@ -42,8 +44,9 @@ use crate::namespace::Namespace;
 /// Bulkhead's own namespace.
 pub const SYSTEM_NAMESPACE: &str = "bulkhead-system";
 /// How long anything may take that happens by itself: a pod that starts, a
-/// rollout. The machine may be building something beside the tests.
-pub const SOON: Duration = Duration::from_secs(120);
+/// rollout. The machine may be building something beside the tests, and a kubelet
+/// that failed to mount something waits for up to two minutes before it tries again.
+pub const SOON: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Held by a test as long as it runs.
@@ -216,8 +219,20 @@ where
 ///
 /// # Panics
 /// Where there is none in time, with what was waited for.
-pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
+pub async fn until<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    within(SOON, what, ask).await
+}
+
+/// The same, of what takes longer than [`SOON`].
+///
+/// # Panics
+/// Where there is none in time, with what was waited for.
+pub async fn within<T>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     let mut polls = interval(POLL);
     polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

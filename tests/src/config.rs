@@ -1,6 +1,8 @@
 //! What the tests are told by their environment. `./scripts/test` says it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,8 +16,12 @@ const CLUSTER: &str = "BULKHEAD_CLUSTER";
 const BULKHEAD: &str = "BULKHEAD_CLI";
 /// Names the program `bulkhead-init`.
 const INIT: &str = "BULKHEAD_INIT";
-/// How many rounds the soak of rotations goes.
-const SOAK_ROUNDS: &str = "BULKHEAD_SOAK_ROUNDS";
+/// How many roots follow each other in the soak of rotations.
+const SOAK_ROOTS: &str = "BULKHEAD_SOAK_ROOTS";
+/// For how many seconds programs are killed at random.
+const CHAOS_SECONDS: &str = "BULKHEAD_CHAOS_SECONDS";
+/// What that follows from.
+const CHAOS_SEED: &str = "BULKHEAD_CHAOS_SEED";
 /// Names the program that `scripts/tool vault` builds.
 const VAULT: &str = "BULKHEAD_VAULT";
 /// Names the program that `scripts/tool cert-manager` builds.
@@ -24,6 +30,8 @@ const CERT_MANAGER: &str = "BULKHEAD_CERT_MANAGER";
 const GO_SPIFFE: &str = "BULKHEAD_GO_SPIFFE";
 /// Names a Python that has the package `spiffe`.
 const PY_SPIFFE: &str = "BULKHEAD_PY_SPIFFE";
+/// Names the directory of links that `scripts/tool protocol-peers` makes.
+const PROTOCOL_PEERS: &str = "BULKHEAD_PROTOCOL_PEERS";
 /// Names the program `envoy`.
 const ENVOY: &str = "BULKHEAD_ENVOY";
 
@@ -57,29 +65,52 @@ pub fn bulkhead_init() -> Result<PathBuf> {
     told(INIT, "netns")
 }
 
-/// How many rounds the soak of rotations goes: a few seconds' worth, where nobody
-/// asks for more.
-pub fn soak_rounds() -> usize {
-    const FEW: usize = 60;
+/// How many roots follow each other in the soak of rotations: a few seconds' worth,
+/// where nobody asks for more.
+pub fn soak_roots() -> usize {
+    number(SOAK_ROOTS).unwrap_or(8)
+}
+
+/// For how long programs are killed at random: a short while, where nobody asks for
+/// more.
+pub fn chaos_time() -> Duration {
+    Duration::from_secs(number(CHAOS_SECONDS).unwrap_or(40))
+}
+
+/// What is drawn follows from this: another each time, where nobody asks for one.
+pub fn chaos_seed() -> u64 {
+    number(CHAOS_SEED).unwrap_or_else(|| fastrand::u64(..1_000_000))
+}
+
+/// A variable that is a number, where it is set.
+fn number<N: FromStr>(variable: &str) -> Option<N> {
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the config.rs of the tests"
     )]
-    let asked = std::env::var(SOAK_ROUNDS);
-    asked.map_or(FEW, |rounds| {
-        let rounds = rounds.parse();
-        rounds.unwrap_or_else(|_| panic!("{SOAK_ROUNDS} is to be a number"))
-    })
+    let asked = std::env::var(variable).ok()?;
+    let number = asked.parse().ok();
+    Some(number.unwrap_or_else(|| panic!("{variable} is to be a number, and is {asked}")))
 }
 
-/// An application that uses go-spiffe.
+/// An application that uses go-spiffe, and Istio's client of the CSR API.
 pub fn go_spiffe() -> Result<PathBuf> {
     told(GO_SPIFFE, "spiffe")
 }
 
-/// A Python interpreter with py-spiffe.
+/// A Python interpreter with py-spiffe, and with gRPC's own implementation.
 pub fn py_spiffe() -> Result<PathBuf> {
     told(PY_SPIFFE, "spiffe")
+}
+
+/// A client or server of another protocol, where its package put it.
+///
+/// The link is followed once and no further: some programs are several, and look at
+/// the name by which they were called.
+pub fn protocol_peer(name: &str) -> Result<PathBuf> {
+    let link = told(PROTOCOL_PEERS, "protocols")?.join(name);
+    std::fs::read_link(&link)
+        .with_context(|| format!("{} is not a link to a program", link.display()))
 }
 
 /// The program `envoy`.
@@ -104,12 +135,17 @@ pub(crate) fn cert_manager() -> Result<PathBuf> {
     told(CERT_MANAGER, "apiserver")
 }
 
+/// Where the cluster that `scripts/cluster` runs has its files.
+pub(crate) fn cluster_directory() -> Result<PathBuf> {
+    told(CLUSTER, "cluster")
+}
+
 /// The administrator's kubeconfig of the cluster that `scripts/cluster` runs.
 ///
 /// No other kubeconfig is looked for: the tests end pods and change what belongs
 /// to the whole cluster, which must never be somebody's own.
 pub(crate) fn cluster_kubeconfig() -> Result<PathBuf> {
-    let kubeconfig = told(CLUSTER, "cluster")?.join("kubeconfig");
+    let kubeconfig = cluster_directory()?.join("kubeconfig");
     ensure!(
         kubeconfig.is_file(),
         "{} is not there; `./scripts/test cluster` starts a cluster and runs these tests",

@@ -2,14 +2,19 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::SOON;
-use super::exec::Output;
 use crate::config;
+
+/// More than any command takes by limits of its own: `bulkhead on` waits twice
+/// for what kubelets mount, each time for up to two and a half minutes.
+const COMMAND: Duration = Duration::from_secs(480);
 
 /// Where the chart is.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/bulkhead");
@@ -51,10 +56,20 @@ pub async fn bulkhead(arguments: &[&str]) -> String {
     succeeds(&program, arguments, "").await.stdout
 }
 
+/// `bulkhead … --output json`, and what it printed.
+///
+/// # Panics
+/// Where it fails, with what it said.
+pub async fn bulkhead_json(arguments: &[&str]) -> Value {
+    let arguments = [arguments, &["--output", "json"]].concat();
+    let printed = bulkhead(&arguments).await;
+    serde_json::from_str(&printed)
+        .unwrap_or_else(|error| panic!("{arguments:?} printed {printed}: {error}"))
+}
+
 /// `bulkhead check`, which fails where it finds a problem.
-pub async fn check() -> Output {
-    let program = config::bulkhead().expect("run by ./scripts/test cluster");
-    run(&program, &["check"], "").await
+pub async fn check() -> Ended {
+    Running::start(&["check"]).ended(COMMAND).await
 }
 
 /// Cuts the node's power and gives it back; returns when the node is ready.
@@ -65,18 +80,91 @@ pub async fn restart_node() {
     succeeds(Path::new(SCRIPT), &["restart-node"], "").await;
 }
 
-async fn succeeds(program: &Path, arguments: &[&str], input: &str) -> Output {
-    let output = run(program, arguments, input).await;
-    assert!(
-        output.succeeded,
-        "{program:?} {arguments:?} failed: {}{}",
-        output.stdout, output.stderr
+/// `bulkhead` that runs while the test goes on.
+pub struct Running {
+    process: Child,
+    line: String,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub stdout: String,
+    pub stderr: String,
+    /// The exit code; none where a signal ended it.
+    pub code: Option<i32>,
+}
+
+impl Running {
+    /// Types it.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn start(arguments: &[&str]) -> Self {
+        let program = config::bulkhead().expect("run by ./scripts/test cluster");
+        start(&program, arguments)
+    }
+
+    /// Types Ctrl-C.
+    ///
+    /// # Panics
+    /// Where it has ended already.
+    pub fn interrupt(&self) {
+        let id = self.process.id().and_then(|id| i32::try_from(id).ok());
+        let id = id.and_then(Pid::from_raw).expect("it runs");
+        kill_process(id, Signal::INT).expect("it is ours, and was not waited for");
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Panics
+    /// Where it does not within this time, with what it said until then.
+    pub async fn ended(self, within: Duration) -> Ended {
+        let Self { mut process, line } = self;
+        drop(process.stdin.take());
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let whole = async {
+            let out = process.stdout.as_mut().expect("it is piped");
+            let err = process.stderr.as_mut().expect("it is piped");
+            tokio::try_join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr))?;
+            process.wait().await
+        };
+        let status = timeout(within, whole).await;
+        let stdout = String::from_utf8_lossy(&stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let Ok(status) = status else {
+            panic!("{line} did not end within {within:?}; so far it said: {stdout}{stderr}");
+        };
+        Ended {
+            stdout,
+            stderr,
+            code: status.expect("it was ours").code(),
+        }
+    }
+}
+
+async fn succeeds(program: &Path, arguments: &[&str], input: &str) -> Ended {
+    let mut running = start(program, arguments);
+    let mut stdin = running.process.stdin.take().expect("it is piped");
+    let line = running.line.clone();
+    let whole = async {
+        // Who reads nothing may have ended already.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+    };
+    let (output, ()) = tokio::join!(running.ended(COMMAND), whole);
+    assert_eq!(
+        output.code,
+        Some(0),
+        "{line} failed: {}{}",
+        output.stdout,
+        output.stderr
     );
     output
 }
 
-async fn run(program: &Path, arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(program)
+fn start(program: &Path, arguments: &[&str]) -> Running {
+    let process = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -84,18 +172,8 @@ async fn run(program: &Path, arguments: &[&str], input: &str) -> Output {
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|error| panic!("{program:?} cannot be run: {error}"));
-    let mut stdin = child.stdin.take().expect("it is piped");
-    let whole = async {
-        // Who reads nothing may have ended already.
-        let _ = stdin.write_all(input.as_bytes()).await;
-        drop(stdin);
-        child.wait_with_output().await.expect("it was ours")
-    };
-    let ended = timeout(SOON, whole).await;
-    let ended = ended.unwrap_or_else(|_| panic!("{program:?} {arguments:?} did not end"));
-    Output {
-        stdout: String::from_utf8_lossy(&ended.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&ended.stderr).into_owned(),
-        succeeded: ended.status.success(),
+    Running {
+        process,
+        line: format!("{program:?} {arguments:?}"),
     }
 }

@@ -240,6 +240,40 @@ async fn a_service_without_a_ready_pod_is_named_as_such() {
 }
 
 #[tokio::test]
+async fn a_client_that_hears_later_than_its_server_that_a_port_is_plaintext_loses_nothing() {
+    for http2 in [false, true] {
+        let app = apps::echo_http().await.unwrap();
+        let controlled = Controlled::start().await;
+        controlled.mode("STRICT");
+        // It has heard already: this is what it would be told.
+        let mut config = controlled.pod("shop", "cart-0", "127.0.0.2");
+        config.inbound = vec![on("127.0.0.2", app.address)];
+        config.control_address = "none".to_owned();
+        config.mode = MtlsMode::Disable;
+        let server = controlled.mesh.proxy(config).await.unwrap();
+        controlled.cart(&[("cart-0", server.addresses.inbound[0], true)]);
+        let client = controlled.client(&[CLUSTER_IP.parse().unwrap()]).await;
+
+        let dial = client.addresses.redirected[0];
+        let answer = async {
+            if http2 {
+                apps::get_http2(dial, "/").await
+            } else {
+                apps::get(dial, "/").await
+            }
+        };
+        let news = async {
+            let refused = "bulkhead_refusals_total";
+            metric_becomes(&server, refused, &["mtls_disabled"], 1.0).await;
+            controlled.mode("DISABLE");
+        };
+        let (answer, ()) = tokio::join!(answer, news);
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.reason()), (200, None));
+    }
+}
+
+#[tokio::test]
 async fn nobody_is_taken_in_before_control_has_said_what_is_accepted() {
     let controlled = Controlled::start().await;
     controlled.mode("STRICT");

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use bulkhead_core::policy::MtlsMode;
+use bulkhead_core::protocol::Protocol;
 use bulkhead_tests::apps::{self, App};
 use hyper::body::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -330,6 +331,28 @@ async fn a_request_that_could_be_read_twice_is_refused_before_the_server_sees_it
         );
     }
     assert_eq!(app.seen(), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused_where_the_port_is_said_to_speak_it() {
+    let app = apps::echo_http().await.unwrap();
+    let port = app.address.port();
+    let pair = Pair::start_with(app.address, |server| {
+        server.mode = MtlsMode::Permissive;
+        server.port_protocols.insert(port, Protocol::Http1);
+    })
+    .await;
+    let client = pair.client_of(Protocol::Http1).await;
+    for address in [client.addresses.outbound[0], pair.server_port()] {
+        for request in ["GET /\r\n\r\n", "GET / HTTP/1.2\r\nhost: x\r\n\r\n"] {
+            let answer = talk(address, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        }
+        let mut client = apps::Client::connect(address).await.unwrap();
+        let answer = client.send("GET", "/", Bytes::new()).await.unwrap();
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(app.seen(), 2, "those that are HTTP");
 }
 
 #[tokio::test]

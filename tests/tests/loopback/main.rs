@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod age;
 mod broken;
 mod bypass;
 mod bytes;
@@ -16,5 +17,10 @@ mod modes;
 mod pair;
 mod peers;
 mod probes;
+mod reasons;
+mod rollouts;
 mod rotation;
+mod seen;
 mod shutdown;
+mod streams;
+mod tunnels;

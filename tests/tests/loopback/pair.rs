@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bulkhead::mesh::{self, Mesh};
 use bulkhead_core::policy::MtlsMode;
+use bulkhead_core::protocol::Protocol;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_proxy::app::Proxy;
 use bulkhead_tests::metrics;
@@ -44,6 +45,16 @@ impl Pair {
             client,
             server,
         }
+    }
+
+    /// Another client, whose proxy was told what the server's port speaks.
+    pub(crate) async fn client_of(&self, protocol: Protocol) -> Proxy {
+        let mut config = self.mesh.workload("web", "told").unwrap();
+        let endpoints = [self.server_port()];
+        let mut upstream = mesh::upstream(&self.mesh, "shop", "cart", &endpoints).unwrap();
+        upstream.protocol = protocol;
+        config.outbound = vec![upstream];
+        self.mesh.proxy(config).await.unwrap()
     }
 
     /// Where the client's application dials.

@@ -5,6 +5,7 @@ mod ordered;
 mod reporting;
 mod soak;
 mod traffic;
+mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use traffic::Traffic;
 
 /// How long anything may take that is to happen soon: a file is looked at every
 /// few seconds.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 /// `web/front` calls `shop/cart` through both proxies.
 struct Pair {
@@ -77,15 +78,17 @@ impl Pair {
 
     /// How many renewals and bundles did not go well.
     fn failures(&self) -> f64 {
-        let of = |proxy: &Proxy| {
-            let count = |name, labels: &[&str]| metrics::sum(&proxy.monitoring, name, labels);
-            let renewals = "bulkhead_certificate_renewals_total";
-            let bundles = "bulkhead_trust_bundle_changes_total";
-            count(renewals, &[]) - count(renewals, &["outcome=\"success\""]) + count(bundles, &[])
-                - count(bundles, &["outcome=\"adopted\""])
-        };
-        self.proxies().map(of).iter().sum()
+        self.proxies().map(renewal_failures).iter().sum()
     }
+}
+
+/// How many renewals and bundles of a proxy did not go well.
+fn renewal_failures(proxy: &Proxy) -> f64 {
+    let count = |name, labels: &[&str]| metrics::sum(&proxy.monitoring, name, labels);
+    let renewals = "bulkhead_certificate_renewals_total";
+    let bundles = "bulkhead_trust_bundle_changes_total";
+    count(renewals, &[]) - count(renewals, &["outcome=\"success\""]) + count(bundles, &[])
+        - count(bundles, &["outcome=\"adopted\""])
 }
 
 async fn proxy(config: bulkhead_core::sidecar::SidecarConfig) -> Proxy {

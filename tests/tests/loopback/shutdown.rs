@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bulkhead::mesh;
 use bulkhead_core::policy::MtlsMode;
@@ -43,16 +44,64 @@ async fn a_request_in_hand_is_finished_and_its_connection_closed() {
         .unwrap();
     asked.notified().await;
     let draining = tokio::spawn(pair.server.drain());
-    // The drain has begun when the port no longer accepts.
-    while TcpStream::connect(port).await.is_ok() {
+    while readiness.missing() != ["not draining"] {
         tokio::task::yield_now().await;
     }
-    assert_eq!(readiness.missing(), ["not draining"]);
     answer_now.notify_one();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("late"), "{answer}");
     assert!(answer.contains("connection: close\r\n"), "{answer}");
+    assert!(answer.contains("bulkhead-draining: true\r\n"), "{answer}");
+    assert_eq!(draining.await.unwrap(), Outcome::Finished);
+}
+
+#[tokio::test]
+async fn whoever_has_not_heard_of_a_drain_is_served_and_its_connection_closed() {
+    let app = apps::echo_http().await.unwrap();
+    let pair = Pair::start_with(app.address, |server| {
+        server.drain_quiet = Duration::from_secs(5);
+    })
+    .await;
+    let (port, dial) = (pair.server_port(), pair.dial());
+    apps::get(port, "/").await.unwrap();
+    let readiness = pair.server.monitoring.readiness.clone();
+    let draining = tokio::spawn(pair.server.drain());
+    while readiness.missing() != ["not draining"] {
+        tokio::task::yield_now().await;
+    }
+    let late = apps::get(port, "/").await.unwrap();
+    assert_eq!(
+        (late.status, &late.headers["connection"]),
+        (200, &"close".parse().unwrap())
+    );
+    let through_both = apps::get(dial, "/").await.unwrap();
+    assert_eq!(through_both.status, 200);
+    let told = ["connection", "bulkhead-draining"].map(|name| through_both.headers.get(name));
+    assert_eq!(told, [None, None], "the client's own proxy stays");
+    assert_eq!(apps::get_http2(port, "/").await.unwrap().status, 200);
+    assert_eq!(draining.await.unwrap(), Outcome::Finished);
+}
+
+#[tokio::test]
+async fn a_port_is_closed_at_once_when_the_application_has_gone_before() {
+    let app = apps::echo_http().await.unwrap();
+    let pair = Pair::start(app.address, MtlsMode::Permissive).await;
+    let port = pair.server_port();
+    drop(app);
+    assert_eq!(apps::get(port, "/").await.unwrap().status, 503);
+    let began = std::time::Instant::now();
+    let draining = tokio::spawn(pair.server.drain());
+    // Somebody comes all the time, and would be waited for for a third of the drain.
+    while TcpStream::connect(port).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let took = began.elapsed();
+    let longest = Duration::from_secs(10);
+    assert!(
+        took < longest,
+        "it took {took:?}, as if somebody could be served"
+    );
     assert_eq!(draining.await.unwrap(), Outcome::Finished);
 }
 
@@ -108,7 +157,7 @@ async fn one_of_two_endpoints_stops_under_load_and_no_request_fails() {
 async fn a_drain_that_nobody_waits_for_ends_at_its_deadline() {
     let app = apps::server_first(b"hello").await.unwrap();
     let pair = Pair::start_with(app.address, |server| {
-        server.drain_duration = std::time::Duration::from_millis(200);
+        server.drain_duration = Duration::from_millis(200);
     })
     .await;
     let mut stream = TcpStream::connect(pair.server_port()).await.unwrap();

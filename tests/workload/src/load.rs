@@ -31,8 +31,8 @@ pub struct Options {
     /// `http://HOST:PORT/PATH`, or `tcp://HOST:PORT` for lines on one connection
     /// that is kept.
     pub url: String,
-    /// Requests a second.
-    #[arg(long, default_value_t = 20.0)]
+    /// Requests a second; said twice, the last time counts.
+    #[arg(long, default_value_t = 20.0, overrides_with = "rate")]
     pub rate: f64,
     /// For how long; without it until SIGTERM or `POST /stop`.
     #[arg(long, value_name = "SECONDS")]

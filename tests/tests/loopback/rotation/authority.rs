@@ -80,7 +80,11 @@ impl RotatingAuthority {
             serving: serving(&intermediate),
             roots: vec![root.certificate().clone()],
             next: None,
-            sequence: 1,
+            // The time at which it is made, as a CA counts.
+            sequence: now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap()
+                .as_secs(),
             root,
             intermediate,
         };
@@ -165,13 +169,6 @@ impl RotatingAuthority {
     pub(super) fn signing_root(&self) -> Certificate {
         let lines = self.shared.lines.lock().unwrap();
         lines.root.certificate().clone()
-    }
-
-    /// Signs by a new intermediate of the same root.
-    pub(super) fn rotate_intermediate(&self) {
-        self.change(|lines| {
-            lines.intermediate = lines.root.new_intermediate(50 * DAY, now()).unwrap();
-        });
     }
 
     /// Gives out a new root, which does not sign yet.

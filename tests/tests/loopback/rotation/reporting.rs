@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_core::held::Held;
+use bulkhead_core::protocol::Protocol;
 use bulkhead_proto::xds::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest,
     DeltaDiscoveryResponse, Request as DiscoveryRequest,
@@ -87,7 +88,7 @@ impl Listener {
         let serve = async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let acceptor = TlsAcceptor::from(credentials.server_config());
+                let acceptor = TlsAcceptor::from(credentials.server_config(Protocol::Grpc));
                 let service = service.clone();
                 tokio::spawn(async move {
                     let stream = acceptor.accept(stream).await.unwrap();

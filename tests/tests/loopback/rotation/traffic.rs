@@ -64,6 +64,11 @@ impl Traffic {
         super::until("traffic goes on", is_so).await;
     }
 
+    /// How many requests were answered so far.
+    pub(super) fn answered(&self) -> u64 {
+        self.tally.answered.iter().map(count).sum()
+    }
+
     fn has_failed(&self) -> bool {
         !self.tally.failures.lock().unwrap().is_empty()
     }
