@@ -56,6 +56,7 @@ const MAXIMUM: Figure = figure("certificates/s", 0);
 const PER_CPU: Figure = figure("per CPU second", 0);
 const P50: Figure = figure("p50 at half of it, µs", 0);
 const P99: Figure = figure("p99 at half of it, µs", 0);
+const HELD_UP: Figure = figure("others had the core then, %", 1);
 const MEMORY: Figure = figure("RSS, MiB", 1);
 
 const RAW: &str = "raw P-256 verify + sign";
@@ -68,7 +69,7 @@ const fn figure(name: &'static str, decimals: usize) -> Figure {
 }
 
 pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()> {
-    let mut table = Table::new("ca", &[MAXIMUM, PER_CPU, P50, P99, MEMORY]);
+    let mut table = Table::new("ca", &[MAXIMUM, PER_CPU, P50, P99, HELD_UP, MEMORY]);
     by_key_file(settings, &mut table).await?;
     if settings.api_server {
         by_api_server(settings, &mut table).await?;
@@ -198,6 +199,7 @@ fn add(table: &mut Table, row: &'static str, most: Throughput) {
 fn add_latency(table: &mut Table, row: &'static str, latency: &Latency) {
     table.add(row, P50, latency.percentile(50));
     table.add(row, P99, latency.percentile(99));
+    table.add(row, HELD_UP, latency.held_up * 100.0);
 }
 
 /// What one caller sends, made beforehand.

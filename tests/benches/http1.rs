@@ -9,7 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
+use crate::grpc;
 use crate::load::Caller;
+use crate::stillness::Stillness;
 
 /// What ends a head.
 const END: &[u8] = b"\r\n\r\n";
@@ -17,6 +19,11 @@ const END: &[u8] = b"\r\n\r\n";
 const ROOM: usize = 16 * 1024;
 /// What the application answers with.
 const BODY: [u8; 1024] = [b'x'; 1024];
+/// What is asked for a body that has no end, so to speak.
+pub(crate) const BULK_PATH: &str = "/bulk";
+const BULK_LENGTH: u64 = 1 << 50;
+/// How much of it is written, and read, at a time.
+const BULK_PIECE: usize = 64 * 1024;
 
 /// A kept connection that sends the same request again and again.
 pub(crate) struct Kept<S> {
@@ -38,6 +45,10 @@ impl<S> Kept<S> {
             request: Arc::clone(request),
             response: Vec::with_capacity(ROOM),
         }
+    }
+
+    pub(crate) fn into_stream(self) -> S {
+        self.stream
     }
 }
 
@@ -91,6 +102,36 @@ impl Caller for Fresh {
     }
 }
 
+/// Receives one response that does not end; each call is a mebibyte of it.
+pub(crate) struct Bulk {
+    stream: TcpStream,
+    piece: Vec<u8>,
+}
+
+impl Bulk {
+    pub(crate) const CALL: usize = 1 << 20;
+
+    /// `request` asks for [`BULK_PATH`].
+    pub(crate) async fn connect(address: SocketAddr, request: &[u8]) -> Result<Self> {
+        let mut stream = connect(address).await?;
+        stream.write_all(request).await?;
+        let piece = vec![0; BULK_PIECE];
+        Ok(Self { stream, piece })
+    }
+}
+
+impl Caller for Bulk {
+    async fn call(&mut self) -> Result<()> {
+        let mut received = 0;
+        while received < Self::CALL {
+            let read = self.stream.read(&mut self.piece).await?;
+            ensure!(read > 0, "the server ended a response that has no end");
+            received += read;
+        }
+        Ok(())
+    }
+}
+
 pub(crate) async fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(address)
         .await
@@ -117,8 +158,9 @@ fn content_length(head: &[u8]) -> Result<usize> {
     bail!("there is no length in: {head}")
 }
 
-/// Starts the application: whatever it is asked, it answers a kilobyte.
-pub(crate) async fn start_app() -> Result<SocketAddr> {
+/// Starts the application: whatever it is asked, by HTTP/1.1 or gRPC, it answers a
+/// kilobyte, unless the path is [`BULK_PATH`]; each answer waits for stillness.
+pub(crate) async fn start_app(stillness: Stillness) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let head = format!(
@@ -129,19 +171,29 @@ pub(crate) async fn start_app() -> Result<SocketAddr> {
     spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
             // A client that goes away is no failure of the application's.
-            spawn_local(serve(stream, Arc::clone(&response)));
+            spawn_local(serve(stream, Arc::clone(&response), stillness.clone()));
         }
     });
     Ok(address)
 }
 
-async fn serve(mut stream: TcpStream, response: Arc<[u8]>) -> Result<()> {
+async fn serve(mut stream: TcpStream, response: Arc<[u8]>, stillness: Stillness) -> Result<()> {
     stream.set_nodelay(true)?;
+    let mut beginning = [0; grpc::PREFACE.len()];
+    // Nobody sends so little that it would be split.
+    stream.peek(&mut beginning).await?;
+    if beginning == grpc::PREFACE {
+        return grpc::serve(stream, stillness).await;
+    }
     let mut request = Vec::with_capacity(ROOM);
     while stream.read_buf(&mut request).await? > 0 {
         if let Some(end) = find_end(&request) {
+            if request[b"GET ".len()..].starts_with(BULK_PATH.as_bytes()) {
+                return write_without_end(stream).await;
+            }
             let closes = asks_to_close(&request[..end]);
             request.drain(..end);
+            stillness.reached().await;
             stream.write_all(&response).await?;
             if closes {
                 stream.shutdown().await?;
@@ -150,6 +202,16 @@ async fn serve(mut stream: TcpStream, response: Arc<[u8]>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Answers until the client goes away.
+async fn write_without_end(mut stream: TcpStream) -> Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BULK_LENGTH}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let piece = vec![b'x'; BULK_PIECE];
+    loop {
+        stream.write_all(&piece).await?;
+    }
 }
 
 fn asks_to_close(head: &[u8]) -> bool {

@@ -98,6 +98,13 @@ fn cpu(processes: &[&Process]) -> [f64; 2] {
     })
 }
 
+fn held_up(processes: &[&Process]) -> f64 {
+    processes
+        .iter()
+        .map(|process| process.held_up_seconds())
+        .sum()
+}
+
 /// How long calls at a fixed rate took.
 #[derive(Clone, Debug)]
 pub(crate) struct Latency {
@@ -105,6 +112,9 @@ pub(crate) struct Latency {
     sorted: Vec<f64>,
     /// CPU seconds of all processes for 10,000 calls.
     pub(crate) cpu_per_10k: f64,
+    /// The seconds of each second for which a process could have run and something
+    /// else had its core.
+    pub(crate) held_up: f64,
 }
 
 impl Latency {
@@ -149,9 +159,9 @@ pub(crate) async fn at_rate<C: Caller>(
         });
     }
     pace(&queue, rate, counts_from).await;
-    let before = cpu(processes);
+    let before = (cpu(processes), held_up(processes));
     pace(&queue, rate, counts_from + window).await;
-    let after = cpu(processes);
+    let after = (cpu(processes), held_up(processes));
     queue.close();
     for ended in tasks.join_all().await {
         ended.context("a caller was not answered")?;
@@ -159,11 +169,12 @@ pub(crate) async fn at_rate<C: Caller>(
     let mut sorted = took.take();
     sorted.sort_unstable_by(f64::total_cmp);
     let spent: f64 = [0, 1]
-        .map(|index| after[index] - before[index])
+        .map(|index| after.0[index] - before.0[index])
         .iter()
         .sum();
     Ok(Latency {
         cpu_per_10k: spent / (f64::from(rate) * window.as_secs_f64()) * 10_000.0,
+        held_up: (after.1 - before.1) / window.as_secs_f64(),
         sorted,
     })
 }

@@ -47,6 +47,15 @@ impl Machine {
     }
 }
 
+/// What compiles here, and for what.
+pub(crate) fn compiler() -> String {
+    format!(
+        "{} for {}",
+        output("rustc", &["--version"]),
+        std::env::consts::ARCH
+    )
+}
+
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(

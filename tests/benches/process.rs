@@ -14,7 +14,9 @@ pub(crate) const CORE: &str = "1";
 /// The kernel's unit of CPU time in /proc, whatever its own ticks are.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// How long a program may take until it does its work.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+///
+/// Under Valgrind everything takes fifty times as long.
+const READY_WITHIN: Duration = Duration::from_secs(180);
 const READY_POLL: Duration = Duration::from_millis(20);
 
 /// A running program; it ends when this is dropped.
@@ -78,6 +80,10 @@ impl Process {
         }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The CPU seconds that the program has taken.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         let stat = read_to_string(format!("/proc/{}/stat", self.child.id()));
@@ -87,6 +93,14 @@ impl Process {
         let ticks = fields.split_whitespace().skip(11).take(2);
         let ticks: f64 = ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
         ticks / TICKS_PER_SECOND
+    }
+
+    /// The seconds for which its first thread could have run and others had the core.
+    pub(crate) fn held_up_seconds(&self) -> f64 {
+        let stat = read_to_string(format!("/proc/{}/schedstat", self.child.id()));
+        let stat = stat.unwrap_or_default();
+        let nanoseconds = stat.split_whitespace().nth(1).unwrap_or_default();
+        nanoseconds.parse::<f64>().unwrap_or_default() / 1e9
     }
 
     /// Its resident memory, in MiB.

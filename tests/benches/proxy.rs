@@ -1,33 +1,47 @@
 //! The proxy: requests through a client's and a server's proxy with mutual TLS
-//! between them, beside what nginx and Envoy take for the same.
+//! between them, beside what nginx, haproxy and Envoy take for the same.
 //!
 //! ```text
-//!  load ─HTTP/1.1─▶ client proxy ═mTLS═▶ server proxy ─HTTP/1.1─▶ app
-//!  core 0           core 1               core 1                   core 0
+//!  load ─HTTP/1.1, gRPC─▶ client proxy ═mTLS═▶ server proxy ─▶ app
+//!  core 0                 core 1               core 1          core 0
 //! ```
+//!
+//! - `ours`, `nginx`, `haproxy`, `envoy`: a pair of each.
+//! - `handshakes`: with the server's proxy alone, in full and resumed.
+//! - `idle`: what connections cost that say nothing.
+//! - `instructions`: how many ours executes.
+//! - `targets`: ours beside the others.
 
 mod envoy;
+mod handshakes;
+mod haproxy;
+mod idle;
+pub(crate) mod instructions;
 mod nginx;
 mod ours;
+mod targets;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
-use tokio_rustls::TlsConnector;
 
 use crate::authority::{RunningCa, Tokens};
-use crate::http1::{Fresh, Kept, connect, start_app};
-use crate::load::{Caller, at_rate, largest, maximum};
+use crate::grpc::Unary;
+use crate::http1::{BULK_PATH, Bulk, Fresh, Kept, connect, start_app};
+use crate::load::{Caller as _, at_rate, largest, maximum};
 use crate::process::Process;
-use crate::results::{Bound, Figure, Journal, Table, Target, say};
+use crate::results::{Figure, Journal, Table, say};
 use crate::settings::Settings;
+use crate::stillness::Stillness;
 
 const CONNECTIONS: usize = 64;
+/// Of gRPC, with as many calls at a time on each as make up the same number.
+const GRPC_CONNECTIONS: usize = 8;
 /// How many make new connections, or handshakes, at a time.
 const CONNECTING: usize = 16;
 /// Requests a second for latencies.
@@ -45,8 +59,16 @@ const CPU_RATE: Figure = figure("CPU s/10k at 2,000/s", 2);
 const NEW: Figure = figure("new conns/s", 0);
 const CPU_NEW: Figure = figure("CPU ms/new conn", 3);
 const HANDSHAKE: Figure = figure("server CPU ms/handshake", 3);
+const RESUMED: Figure = figure("server CPU ms/resumed", 3);
+const BULK: Figure = figure("bulk MiB/s", 0);
+const GRPC: Figure = figure("gRPC calls/s", 0);
+const CPU_GRPC: Figure = figure("CPU s/10k gRPC", 2);
 const IDLE: Figure = figure("RSS idle", 1);
 const LOADED: Figure = figure("RSS loaded", 1);
+const IDLE_CLIENT: Figure = figure("KiB/idle conn, client", 1);
+const IDLE_SERVER: Figure = figure("KiB/idle conn, server", 1);
+const START: Figure = figure("exec to ready ms", 1);
+const SIZE: Figure = figure("stripped MiB", 2);
 
 const DIRECT: &str = "direct";
 
@@ -70,11 +92,28 @@ struct Pair {
     server: Process,
     /// Where the client's application would connect.
     entry: SocketAddr,
+    /// The same for gRPC, where it is spoken.
+    grpc_entry: Option<SocketAddr>,
     /// Where the server's proxy listens, and how a client handshakes with it in
     /// full.
     exit: SocketAddr,
     server_name: ServerName<'static>,
     tls: Arc<ClientConfig>,
+}
+
+impl Pair {
+    fn processes(&self) -> [&Process; 2] {
+        [&self.client, &self.server]
+    }
+
+    /// Waits until a request through the pair is answered.
+    async fn until_answered(&mut self) -> Result<()> {
+        let (entry, exit) = (self.entry, self.exit);
+        let attempt = async || Kept::connect(entry, &request("")).await?.call().await;
+        // Whichever of the two has ended, its log says why.
+        self.server.ready(async || connect(exit).await).await?;
+        self.client.ready(attempt).await
+    }
 }
 
 /// What a pair is started with.
@@ -83,6 +122,8 @@ struct Ground<'a> {
     directory: &'a Path,
     ca: &'a RunningCa,
     app: SocketAddr,
+    /// What our proxies run under to have their instructions counted.
+    valgrind: Option<&'a Path>,
 }
 
 impl Ground<'_> {
@@ -106,18 +147,10 @@ pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()
         settings,
         directory: directory.path(),
         ca: &ca,
-        app: start_app().await?,
+        app: start_app(Stillness::default()).await?,
+        valgrind: None,
     };
-    let mut pairs = Vec::new();
-    for layer in [Layer::L7, Layer::L4] {
-        pairs.push(ours::start(&ground, layer).await?);
-        if let Some(program) = &settings.nginx {
-            pairs.push(nginx::start(&ground, program, layer).await?);
-        }
-        if let Some(program) = &settings.envoy {
-            pairs.push(envoy::start(&ground, program, layer).await?);
-        }
-    }
+    let pairs = start_pairs(&ground).await?;
     let mut table = Table::new(
         "proxy",
         &[
@@ -129,26 +162,82 @@ pub(crate) async fn run(settings: &Settings, journal: &mut Journal) -> Result<()
             NEW,
             CPU_NEW,
             HANDSHAKE,
+            RESUMED,
+            BULK,
+            GRPC,
+            CPU_GRPC,
             IDLE,
             LOADED,
+            IDLE_CLIENT,
+            IDLE_SERVER,
+            START,
+            SIZE,
         ],
     );
     for pair in &pairs {
-        table.add(pair.name, IDLE, largest(&[&pair.client, &pair.server]));
+        table.add(pair.name, IDLE, largest(&pair.processes()));
     }
     for round in 1..=settings.rounds {
         say(&format!("round {round} of {}", settings.rounds));
         let direct = measure_path(&ground, DIRECT, ground.app, &[], &mut table).await?;
+        measure_grpc(&ground, DIRECT, ground.app, &[], &mut table).await?;
         for pair in &pairs {
-            let processes = [&pair.client, &pair.server];
-            let latency = measure_path(&ground, pair.name, pair.entry, &processes, &mut table);
-            let latency = latency.await?;
-            table.add(pair.name, ADDED_P50, latency.0 - direct.0);
-            table.add(pair.name, ADDED_P99, latency.1 - direct.1);
-            measure_handshakes(&ground, pair, &mut table).await?;
+            let measured = measure_pair(&ground, pair, direct, &mut table).await;
+            measured.with_context(|| format!("measuring {}", pair.name))?;
+        }
+        table.add(ours::L7, START, ours::start_time(&ground).await?);
+    }
+    for pair in &pairs {
+        let measured = idle::measure(pair, &mut table).await;
+        measured.with_context(|| format!("measuring idle connections of {}", pair.name))?;
+    }
+    let program = settings.proxy();
+    let size = std::fs::metadata(&program)
+        .with_context(|| format!("looking at {}", program.display()))?
+        .len();
+    table.add(
+        ours::L7,
+        SIZE,
+        u32::try_from(size).map(f64::from)? / f64::from(1 << 20),
+    );
+    journal.publish(&table, &targets::all(&table))
+}
+
+async fn start_pairs(ground: &Ground<'_>) -> Result<Vec<Pair>> {
+    let settings = ground.settings;
+    let mut pairs = Vec::new();
+    for layer in [Layer::L7, Layer::L4] {
+        pairs.push(ours::start(ground, layer).await?);
+        if let Some(program) = &settings.nginx {
+            pairs.push(nginx::start(ground, program, layer).await?);
+        }
+        if let Some(program) = &settings.haproxy {
+            pairs.push(haproxy::start(ground, program, layer).await?);
+        }
+        if let Some(program) = &settings.envoy {
+            pairs.push(envoy::start(ground, program, layer).await?);
         }
     }
-    journal.publish(&table, &comparisons(&table))
+    Ok(pairs)
+}
+
+/// One round of a pair, beside the latency without proxies.
+async fn measure_pair(
+    ground: &Ground<'_>,
+    pair: &Pair,
+    direct: (f64, f64),
+    table: &mut Table,
+) -> Result<()> {
+    let processes = pair.processes();
+    let latency = measure_path(ground, pair.name, pair.entry, &processes, table).await?;
+    table.add(pair.name, ADDED_P50, latency.0 - direct.0);
+    table.add(pair.name, ADDED_P99, latency.1 - direct.1);
+    if let Some(entry) = pair.grpc_entry {
+        let measured = measure_grpc(ground, pair.name, entry, &processes, table).await;
+        measured.context("gRPC")?;
+    }
+    let measured = handshakes::measure(ground, pair, table).await;
+    measured.context("handshakes")
 }
 
 /// What is asked of every way to the application; the median and the 99th
@@ -170,6 +259,10 @@ async fn measure_path(
     });
     let new = maximum(callers.collect(), warm_up / 2, window / 2, processes).await?;
     table.add(name, NEW, new.per_second);
+    let bulk = Bulk::connect(entry, &request_for(BULK_PATH, "")).await?;
+    let bulk = maximum(vec![bulk], warm_up / 2, window / 2, processes).await?;
+    let mib = Bulk::CALL as f64 / f64::from(1 << 20);
+    table.add(name, BULK, bulk.per_second * mib);
     if !processes.is_empty() {
         table.add(name, CPU_MAXIMUM, most.cpu_per_10k());
         table.add(name, LOADED, most.resident_mib);
@@ -179,34 +272,22 @@ async fn measure_path(
     Ok((latency.percentile(50), latency.percentile(99)))
 }
 
-/// Full mutual handshakes with the server's proxy alone, each with one request,
-/// which is what shows that the server has verified its client.
-async fn measure_handshakes(ground: &Ground<'_>, pair: &Pair, table: &mut Table) -> Result<()> {
-    let callers = (0..CONNECTING).map(|_| Handshake {
-        address: pair.exit,
-        server_name: pair.server_name.clone(),
-        tls: TlsConnector::from(Arc::clone(&pair.tls)),
-        request: request("connection: close\r\n"),
-    });
-    let (warm_up, window) = (ground.settings.warm_up / 2, ground.settings.window / 2);
-    let made = maximum(callers.collect(), warm_up, window, &[&pair.server]).await?;
-    table.add(pair.name, HANDSHAKE, made.cpu[0] * 1_000.0);
-    Ok(())
-}
-
-struct Handshake {
-    address: SocketAddr,
-    server_name: ServerName<'static>,
-    tls: TlsConnector,
-    request: Arc<[u8]>,
-}
-
-impl Caller for Handshake {
-    async fn call(&mut self) -> Result<()> {
-        let stream = connect(self.address).await?;
-        let stream = self.tls.connect(self.server_name.clone(), stream).await?;
-        Kept::over(stream, &self.request).call().await
+async fn measure_grpc(
+    ground: &Ground<'_>,
+    name: &'static str,
+    entry: SocketAddr,
+    processes: &[&Process],
+    table: &mut Table,
+) -> Result<()> {
+    let streams = CONNECTIONS / GRPC_CONNECTIONS;
+    let callers = Unary::connect(entry, GRPC_CONNECTIONS, streams).await?;
+    let (warm_up, window) = (ground.settings.warm_up, ground.settings.window);
+    let calls = maximum(callers, warm_up, window, processes).await?;
+    table.add(name, GRPC, calls.per_second);
+    if !processes.is_empty() {
+        table.add(name, CPU_GRPC, calls.cpu_per_10k());
     }
+    Ok(())
 }
 
 async fn kept(entry: SocketAddr) -> Result<Vec<Kept<tokio::net::TcpStream>>> {
@@ -218,111 +299,13 @@ async fn kept(entry: SocketAddr) -> Result<Vec<Kept<tokio::net::TcpStream>>> {
 }
 
 fn request(also: &str) -> Arc<[u8]> {
+    request_for("/items/1", also)
+}
+
+fn request_for(path: &str, also: &str) -> Arc<[u8]> {
     let text = format!(
-        "GET /items/1 HTTP/1.1\r\nhost: server.bench\r\nuser-agent: bulkhead-bench\r\n\
+        "GET {path} HTTP/1.1\r\nhost: server.bench\r\nuser-agent: bulkhead-bench\r\n\
          accept: */*\r\n{also}\r\n"
     );
     text.into_bytes().into()
-}
-
-/// Waits until a request through a pair is answered.
-async fn until_answered(pair: &mut Pair) -> Result<()> {
-    let entry = pair.entry;
-    let attempt = async || Kept::connect(entry, &request("")).await?.call().await;
-    // Whichever of the two has ended, its log says why.
-    pair.server.ready(async || connect(pair.exit).await).await?;
-    pair.client.ready(attempt).await
-}
-
-/// Ours beside the others.
-fn comparisons(table: &Table) -> Vec<Target> {
-    let mut all = Vec::new();
-    for (what, figure, ours, theirs) in [
-        (
-            "requests/s, ours L7 / nginx L7",
-            MAXIMUM,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "requests/s, ours L7 / Envoy L7",
-            MAXIMUM,
-            ours::L7,
-            envoy::L7,
-        ),
-        (
-            "requests/s, ours L4 / nginx L4",
-            MAXIMUM,
-            ours::L4,
-            nginx::L4,
-        ),
-        (
-            "requests/s, ours L4 / Envoy L4",
-            MAXIMUM,
-            ours::L4,
-            envoy::L4,
-        ),
-        (
-            "added p50, ours L7 / nginx L7",
-            ADDED_P50,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "added p99, ours L7 / nginx L7",
-            ADDED_P99,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "added p99, ours L7 / Envoy L7",
-            ADDED_P99,
-            ours::L7,
-            envoy::L7,
-        ),
-        (
-            "added p99, ours L4 / nginx L4",
-            ADDED_P99,
-            ours::L4,
-            nginx::L4,
-        ),
-        (
-            "CPU at 2,000/s, ours L7 / nginx L7",
-            CPU_RATE,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "CPU at maximum, ours L7 / nginx L7",
-            CPU_MAXIMUM,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "CPU at 2,000/s, ours L4 / nginx L4",
-            CPU_RATE,
-            ours::L4,
-            nginx::L4,
-        ),
-        (
-            "new connections/s, ours L7 / nginx L7",
-            NEW,
-            ours::L7,
-            nginx::L7,
-        ),
-        (
-            "new connections/s, ours L4 / nginx L4",
-            NEW,
-            ours::L4,
-            nginx::L4,
-        ),
-    ] {
-        let (mine, others) = (table.median(ours, figure), table.median(theirs, figure));
-        all.push(Target {
-            what,
-            value: mine.zip(others).map(|(mine, others)| mine / others),
-            bound: Bound::None,
-        });
-    }
-    all
 }

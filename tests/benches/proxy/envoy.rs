@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{CLIENT, Ground, Layer, Pair, SERVER, until_answered};
+use super::{CLIENT, Ground, Layer, Pair, SERVER};
 use crate::authority::{PemFiles, id};
 use crate::process::{Process, free_address};
 
@@ -44,11 +44,12 @@ pub(super) async fn start(ground: &Ground<'_>, program: &Path, layer: Layer) -> 
         server: spawn(ground, program, &format!("server-{layer:?}"), &server)?,
         client: spawn(ground, program, &format!("client-{layer:?}"), &client)?,
         entry,
+        grpc_entry: (layer == Layer::L7).then_some(entry),
         exit,
         server_name: exit.ip().into(),
         tls: ground.workload_tls()?,
     };
-    until_answered(&mut pair).await?;
+    pair.until_answered().await?;
     Ok(pair)
 }
 
@@ -116,11 +117,16 @@ fn configuration(
     let mut cluster = json!({
         "name": "next",
         "connect_timeout": "5s",
+        // As many as there are: by default it refuses the 1,025th.
+        "circuit_breakers": {"thresholds": [{"max_connections": 100_000, "max_requests": 100_000}]},
         "load_assignment": {
             "cluster_name": "next",
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(to)}}]}],
         },
     });
+    if layer == Layer::L7 {
+        cluster["typed_extension_protocol_options"] = downstream_protocol();
+    }
     if let Some(tls) = downstream {
         chain["transport_socket"] = tls;
     }
@@ -135,6 +141,17 @@ fn configuration(
                 "filter_chains": [chain],
             }],
             "clusters": [cluster],
+        },
+    })
+}
+
+/// What came by HTTP/2 goes on by it.
+fn downstream_protocol() -> Value {
+    let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    json!({
+        name: {
+            "@type": format!("type.googleapis.com/{name}"),
+            "use_downstream_protocol_config": {"http2_protocol_options": {}},
         },
     })
 }

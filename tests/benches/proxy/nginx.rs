@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{CLIENT, Ground, Layer, Pair, until_answered};
+use super::{CLIENT, Ground, Layer, Pair};
 use crate::authority::PemFiles;
 use crate::process::{Process, free_address};
 
@@ -19,20 +19,49 @@ pub(super) const L4: &str = "nginx L4";
 pub(super) const L7: &str = "nginx L7";
 
 /// nginx verifies a server by its DNS name, which an SVID does not have.
-const NAME: &str = "server.bench";
+pub(super) const NAME: &str = "server.bench";
 /// Debian's modules are loaded by their path.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 pub(super) async fn start(ground: &Ground<'_>, program: &Path, layer: Layer) -> Result<Pair> {
     let (entry, exit) = (free_address()?, free_address()?);
+    let (grpc_entry, grpc_exit) = (free_address()?, free_address()?);
     let roots = ground.ca.roots_path();
     let server = ground.ca.named_files(NAME)?;
     let client = ground.ca.svid_files(CLIENT)?;
     let (verified, presented) = (downstream(&server, &roots), upstream(&client, &roots));
     let (server_side, client_side) = match layer {
         Layer::L7 => (
-            http(&format!("{exit} ssl"), &verified, "http", ground.app, ""),
-            http(&entry.to_string(), "", "https", exit, &presented),
+            http(
+                &server_block(
+                    &format!("{exit} ssl"),
+                    &verified,
+                    "proxy_pass http://next",
+                    "",
+                ),
+                &server_block(
+                    &format!("{grpc_exit} ssl http2"),
+                    &verified,
+                    "grpc_pass grpc://grpc",
+                    "",
+                ),
+                [ground.app, ground.app],
+            ),
+            http(
+                &server_block(
+                    &entry.to_string(),
+                    "",
+                    "proxy_pass https://next",
+                    &presented,
+                ),
+                &server_block(
+                    &format!("{grpc_entry} http2"),
+                    "",
+                    "grpc_pass grpcs://grpc",
+                    &presented.replace("proxy_ssl", "grpc_ssl"),
+                ),
+                [exit, grpc_exit],
+            ),
         ),
         Layer::L4 => (
             stream(&format!("{exit} ssl"), &verified, ground.app, ""),
@@ -44,11 +73,12 @@ pub(super) async fn start(ground: &Ground<'_>, program: &Path, layer: Layer) -> 
         server: spawn(ground, program, &format!("server-{layer:?}"), &server_side)?,
         client: spawn(ground, program, &format!("client-{layer:?}"), &client_side)?,
         entry,
+        grpc_entry: (layer == Layer::L7).then_some(grpc_entry),
         exit,
         server_name: NAME.try_into()?,
         tls: tls(&client, &roots)?,
     };
-    until_answered(&mut pair).await?;
+    pair.until_answered().await?;
     Ok(pair)
 }
 
@@ -64,7 +94,7 @@ fn spawn(ground: &Ground<'_>, program: &Path, name: &str, section: &str) -> Resu
     // One process, which is its own worker: nothing is counted twice.
     let text = format!(
         "{load}daemon off;\nmaster_process off;\nerror_log stderr crit;\n\
-         pid {0}/nginx.pid;\nevents {{ worker_connections 4096; }}\n{section}",
+         pid {0}/nginx.pid;\nevents {{ worker_connections 8192; }}\n{section}",
         directory.display()
     );
     std::fs::write(&configuration, text)?;
@@ -103,16 +133,29 @@ fn upstream(files: &PemFiles, roots: &Path) -> String {
     )
 }
 
-fn http(listen: &str, server: &str, scheme: &str, to: SocketAddr, location: &str) -> String {
+/// One server for HTTP/1.1 and one for gRPC: before 1.25 a port has one of the two.
+fn http(http1: &str, grpc: &str, to: [SocketAddr; 2]) -> String {
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {kind};\n"))
         .concat();
+    let upstream = |name, to| {
+        format!(
+            "upstream {name} {{ server {to}; keepalive 256; keepalive_requests 1000000000; }}\n"
+        )
+    };
     format!(
         "http {{\naccess_log off;\n{temporary}keepalive_requests 1000000000;\n\
-         upstream next {{ server {to}; keepalive 256; keepalive_requests 1000000000; }}\n\
-         server {{\nlisten {listen};\n{server}\
-         location / {{\nproxy_pass {scheme}://next;\nproxy_http_version 1.1;\n\
-         proxy_set_header Connection \"\";\n{location}}}\n}}\n}}\n"
+         http2_max_concurrent_streams 1024;\n{}{}{http1}{grpc}}}\n",
+        upstream("next", to[0]),
+        upstream("grpc", to[1]),
+    )
+}
+
+fn server_block(listen: &str, server: &str, pass: &str, location: &str) -> String {
+    format!(
+        "server {{\nlisten {listen};\n{server}\
+         location / {{\n{pass};\nproxy_http_version 1.1;\n\
+         proxy_set_header Connection \"\";\n{location}}}\n}}\n"
     )
 }
 
@@ -126,7 +169,7 @@ fn stream(listen: &str, server: &str, to: SocketAddr, also: &str) -> String {
 }
 
 /// For clients that verify the server's name, and resume no session.
-fn tls(files: &PemFiles, roots: &Path) -> Result<Arc<ClientConfig>> {
+pub(super) fn tls(files: &PemFiles, roots: &Path) -> Result<Arc<ClientConfig>> {
     let mut store = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(roots)? {
         store.add(root?)?;

@@ -1,76 +1,41 @@
-// An application that knows nothing of Bulkhead: go-spiffe, as its users use it.
+// Programs that know nothing of Bulkhead: go-spiffe as its users use it, and
+// Istio's own client of the CSR API.
 //
-//	go-spiffe AUDIENCE
+//	go-spiffe watch AUDIENCE             says each SVID that it gets
+//	go-spiffe token AUDIENCE             says a JWT-SVID
+//	go-spiffe serve CLIENT               an HTTPS server for one SPIFFE ID
+//	go-spiffe call SERVER                an HTTPS client of one SPIFFE ID
+//	go-spiffe certify URL ROOTS TOKEN    asks a CA for certificates
 //
-// Says what it got and verified, a line each: its X.509-SVID, its JWT-SVID, and
-// then each X.509-SVID that it is told of, until it is ended.
+// The first four find the Workload API by SPIFFE_ENDPOINT_SOCKET.
 package main
 
 import (
 	"context"
 	"fmt"
 	"os"
-
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
 func main() {
-	if err := run(context.Background(), os.Args[1]); err != nil {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, audience string) error {
-	client, err := workloadapi.New(ctx)
-	if err != nil {
-		return err
+func run(ctx context.Context, arguments []string) error {
+	switch {
+	case len(arguments) == 2 && arguments[0] == "watch":
+		return watch(ctx, arguments[1])
+	case len(arguments) == 2 && arguments[0] == "token":
+		return token(ctx, arguments[1])
+	case len(arguments) == 2 && arguments[0] == "serve":
+		return serve(ctx, arguments[1])
+	case len(arguments) == 2 && arguments[0] == "call":
+		return call(ctx, arguments[1])
+	case len(arguments) == 4 && arguments[0] == "certify":
+		return certify(ctx, arguments[1], arguments[2], arguments[3])
+	default:
+		return fmt.Errorf("usage: go-spiffe watch AUDIENCE | token AUDIENCE | serve CLIENT | call SERVER | certify URL ROOTS TOKEN")
 	}
-	defer client.Close()
-
-	x509, err := client.FetchX509Context(ctx)
-	if err != nil {
-		return err
-	}
-	svid := x509.DefaultSVID()
-	id, _, err := x509svid.Verify(svid.Certificates, x509.Bundles)
-	if err != nil {
-		return fmt.Errorf("verifying the X.509-SVID: %w", err)
-	}
-	fmt.Println("x509", id)
-
-	token, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
-	if err != nil {
-		return fmt.Errorf("fetching a JWT-SVID: %w", err)
-	}
-	keys, err := client.FetchJWTBundles(ctx)
-	if err != nil {
-		return fmt.Errorf("fetching the keys: %w", err)
-	}
-	parsed, err := jwtsvid.ParseAndValidate(token.Marshal(), keys, []string{audience})
-	if err != nil {
-		return fmt.Errorf("validating the JWT-SVID here: %w", err)
-	}
-	asked, err := client.ValidateJWTSVID(ctx, token.Marshal(), audience)
-	if err != nil {
-		return fmt.Errorf("validating the JWT-SVID there: %w", err)
-	}
-	if parsed.ID != asked.ID {
-		return fmt.Errorf("%s here is %s there", parsed.ID, asked.ID)
-	}
-	fmt.Println("jwt", parsed.ID)
-	return client.WatchX509Context(ctx, watcher{})
-}
-
-type watcher struct{}
-
-func (watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
-	leaf := update.DefaultSVID().Certificates[0]
-	fmt.Printf("update %x\n", leaf.SerialNumber.Bytes())
-}
-
-func (watcher) OnX509ContextWatchError(err error) {
-	fmt.Fprintln(os.Stderr, err)
 }

@@ -38,10 +38,10 @@ const SERVER_NAME: &str = "bulkhead-ca.bulkhead-system.svc";
 const CA_ACCOUNT: &str = "bulkhead-ca";
 
 /// A CA with its root and intermediate in a Secret, and a workload beside it.
-struct Mesh {
+pub(crate) struct Mesh {
     server: &'static ApiServer,
-    namespace: Namespace,
-    ca: App,
+    pub(crate) namespace: Namespace,
+    pub(crate) ca: App,
     monitoring: Monitoring,
     /// Of the ServiceAccount `cart`.
     pod: Pod,
@@ -49,6 +49,11 @@ struct Mesh {
 
 impl Mesh {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with these ServiceAccounts as those of node proxies.
+    pub(crate) async fn start_with(node_proxies: &[&str]) -> Self {
         let server = ApiServer::shared().await;
         let namespace = Namespace::create(&server.client().await, &[], &[]).await;
         let reviews = may(&["create"], "authentication.k8s.io", "tokenreviews", &[]);
@@ -64,7 +69,7 @@ impl Mesh {
         let pod = namespace.create_pod(&pod.build()).await;
         let monitoring = Monitoring::default();
         Self {
-            ca: start_ca(server, &namespace, &monitoring).await,
+            ca: start_ca(server, &namespace, &monitoring, node_proxies).await,
             server,
             namespace,
             monitoring,
@@ -80,13 +85,23 @@ impl Mesh {
             .await
     }
 
-    fn id_of(&self, account: &str) -> SpiffeId {
+    pub(crate) fn id_of(&self, account: &str) -> SpiffeId {
         let bundle = self.ca.trust_bundle();
         SpiffeId::workload(bundle.trust_domain(), self.namespace.name(), account)
             .expect("the names are those of Kubernetes")
     }
 
     async fn sign(&self, token: &str, csr: &str) -> Result<CertificateAnswer, tonic::Status> {
+        self.sign_for(None, token, csr).await
+    }
+
+    /// The same for somebody else, as node proxies ask.
+    pub(crate) async fn sign_for(
+        &self,
+        on_behalf_of: Option<&SpiffeId>,
+        token: &str,
+        csr: &str,
+    ) -> Result<CertificateAnswer, tonic::Status> {
         let roots = self.ca.trust_bundle();
         let config = client_config(roots.roots(), ["h2"]).expect("the roots are good");
         let address = self.ca.address();
@@ -105,7 +120,7 @@ impl Mesh {
         let wish = CertificateRequest {
             csr: csr.to_owned(),
             lifetime: Some(Duration::from_secs(3600)),
-            on_behalf_of: None,
+            on_behalf_of: on_behalf_of.map(ToString::to_string),
         };
         let mut request = tonic::Request::new(wish.into());
         let token = format!("Bearer {token}").parse().expect("tokens are ASCII");
@@ -136,7 +151,7 @@ impl Mesh {
     }
 
     /// Verifies an answer as a peer would, and returns whose it is.
-    fn verify(&self, chain: &SvidChain) -> SpiffeId {
+    pub(crate) fn verify(&self, chain: &SvidChain) -> SpiffeId {
         let chain = chain.to_der();
         let (leaf, intermediates) = chain.split_first().expect("a chain has a leaf");
         let verifier = PeerVerifier::any_member(Arc::new(self.ca.trust_bundle()));
@@ -148,19 +163,34 @@ impl Mesh {
     }
 }
 
-async fn start_ca(server: &ApiServer, namespace: &Namespace, monitoring: &Monitoring) -> App {
+async fn start_ca(
+    server: &ApiServer,
+    namespace: &Namespace,
+    monitoring: &Monitoring,
+    node_proxies: &[&str],
+) -> App {
     let token = namespace.token(CA_ACCOUNT, None, None).await;
     let store = format!("secret:{}/bulkhead-ca", namespace.name());
-    let settings: BTreeMap<_, _> = [
+    let node_proxies = node_proxies.iter();
+    let node_proxies: Vec<_> = node_proxies
+        .map(|account| format!("{}/{account}", namespace.name()))
+        .collect();
+    let node_proxies = node_proxies.join(",");
+    let mut settings: BTreeMap<_, _> = [
         ("BULKHEAD_CA_STORE", store.as_str()),
         ("BULKHEAD_CA_AUTHENTICATION", "kubernetes"),
         ("BULKHEAD_CA_LISTEN", "127.0.0.1:0"),
         ("BULKHEAD_CA_MONITORING_LISTEN", "127.0.0.1:0"),
         ("BULKHEAD_CA_SERVER_NAMES", SERVER_NAME),
+        // Longer than a test waits: what ends an answer is not its age.
+        ("BULKHEAD_CA_REVIEW_CACHE", "5m"),
         // All tests of this page share a cluster; see `trust_bundle`.
         ("BULKHEAD_CA_TRUST_BUNDLE_CONFIG_MAP", "none"),
     ]
     .into();
+    if !node_proxies.is_empty() {
+        settings.insert("BULKHEAD_CA_NODE_PROXIES", &node_proxies);
+    }
     let config = Config::from_env(&|name| settings.get(name).map(|value| (*value).to_owned()));
     let given = Dependencies {
         kube: Some(server.client_with_token(token).await),
@@ -173,12 +203,12 @@ async fn start_ca(server: &ApiServer, namespace: &Namespace, monitoring: &Monito
 }
 
 /// A request for `id`, or for whatever the CA thinks right.
-fn request(id: Option<&SpiffeId>) -> String {
+pub(crate) fn request(id: Option<&SpiffeId>) -> String {
     let key = PrivateKey::generate().expect("there is randomness");
     csr::create(&key, id).expect("a SPIFFE ID fits into a request")
 }
 
-fn chain_of(answer: &CertificateAnswer) -> SvidChain {
+pub(crate) fn chain_of(answer: &CertificateAnswer) -> SvidChain {
     SvidChain::from_pem(&answer.chain.concat()).expect("the answer is a chain")
 }
 
@@ -281,6 +311,10 @@ async fn the_token_of_a_deleted_pod_gets_nothing() {
     let refused = until(async || mesh.sign(&after, &request(None)).await.err());
     let status = refused.await.expect("the token ends with its pod");
     assert_eq!(status.code(), Code::Unauthenticated);
+    // So does the one whose review the CA has kept.
+    let refused = until(async || mesh.sign(&before, &request(None)).await.err());
+    let status = refused.await.expect("a kept review ends with the pod");
+    assert_eq!(status.code(), Code::Unauthenticated);
 }
 
 #[tokio::test]
@@ -361,13 +395,13 @@ async fn a_request_with_a_weak_key_or_without_possession_gets_nothing() {
 async fn a_restarted_ca_and_a_second_replica_sign_under_the_same_root() {
     let mesh = Mesh::start().await;
     let bundle = mesh.ca.trust_bundle().to_pem();
-    let second = start_ca(mesh.server, &mesh.namespace, &Monitoring::default()).await;
+    let second = start_ca(mesh.server, &mesh.namespace, &Monitoring::default(), &[]).await;
     assert_eq!(second.trust_bundle().to_pem(), bundle);
 
     let token = mesh.token().await;
     mesh.ca.drain(Duration::from_secs(10)).await;
     let mesh = Mesh {
-        ca: start_ca(mesh.server, &mesh.namespace, &Monitoring::default()).await,
+        ca: start_ca(mesh.server, &mesh.namespace, &Monitoring::default(), &[]).await,
         ..mesh
     };
     assert_eq!(mesh.ca.trust_bundle().to_pem(), bundle);

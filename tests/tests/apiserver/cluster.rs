@@ -24,7 +24,7 @@ pub(crate) const CONFIGURATION: &str = "bulkhead-injector";
 const SERVICE_ACCOUNT: &str = "bulkhead-webhook";
 
 /// How long anything may take that happens by itself.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 
 /// An API server, and what stands for the webhook's Service.

@@ -12,6 +12,7 @@ use bulkhead_core::policy::MtlsMode;
 use bulkhead_crds::certificate_authority::CertificateAuthority;
 use bulkhead_crds::emergency::{Bypass, Ejection, InjectionStop};
 use bulkhead_crds::istio::peer_authentication as istio;
+use bulkhead_pki::bundle::TrustBundle;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_tests::api_server::ApiServer;
 use bulkhead_tests::metrics::become_sum;
@@ -113,6 +114,21 @@ impl World {
         .await;
         let control = self.control.as_ref().unwrap();
         assert_eq!(control.task_ended().now_or_never(), None);
+    }
+
+    /// Control itself, as it counts itself among those that hold the bundle.
+    pub(crate) fn control_pod(&self) -> String {
+        format!("{SYSTEM_NAMESPACE}/{}", self.config.instance)
+    }
+
+    /// The id of the trust bundle that control has, and the fingerprint of the
+    /// root of its certificate.
+    pub(crate) fn control_holds(&self) -> (String, String) {
+        let roots = self.mesh.roots().unwrap();
+        let domain = self.mesh.trust_domain().clone();
+        let bundle = TrustBundle::from_pem(domain, &roots).unwrap();
+        let root = bundle.roots().certificates()[0].fingerprint();
+        (bundle.id().to_string(), root.to_string())
     }
 
     pub(crate) fn metrics(&self) -> String {

@@ -29,6 +29,10 @@ fn authorities(world: &World) -> Api<CertificateAuthority> {
 
 /// As the CA would: this bundle is out, and this root signs.
 async fn publish(world: &World, bundle: &str) {
+    publish_with(world, bundle, ROOT).await;
+}
+
+async fn publish_with(world: &World, bundle: &str, root: &str) {
     let status = CertificateAuthorityStatus {
         phase: Some(Phase::Publishing),
         trust_bundle: Some(TrustBundleStatus {
@@ -40,7 +44,7 @@ async fn publish(world: &World, bundle: &str) {
             kind: AuthorityKind::Root,
             generation: 1,
             state: AuthorityState::Active,
-            fingerprint: ROOT.to_owned(),
+            fingerprint: root.to_owned(),
             serial: None,
             not_before: None,
             not_after: None,
@@ -91,10 +95,16 @@ async fn each_proxy_without_the_new_bundle_is_named_until_it_says_that_it_holds_
         .unwrap();
     publish(&world, OLD).await;
 
-    let alone = until_said(&world, "nobody is connected", |said| said.total == 1).await;
-    assert_eq!((alone.holding, alone.summary.as_str()), (0, "0/1"));
-    assert_eq!(alone.missing[0].pod, "shop/cart-0");
-    assert!(alone.missing[0].reason.contains("not connected"));
+    let reason = |said: &Proxies, pod: &str| {
+        let found = said.missing.iter().find(|one| one.pod == pod);
+        found.map(|one| one.reason.clone()).unwrap_or_default()
+    };
+    let alone = until_said(&world, "nobody is connected", |said| said.total == 2).await;
+    assert_eq!((alone.holding, alone.summary.as_str()), (0, "0/2"));
+    assert!(reason(&alone, "shop/cart-0").contains("not connected"));
+    // Control shows proxies a certificate of its own, and this is of another root.
+    let control = world.control_pod();
+    assert!(reason(&alone, &control).contains("another trust bundle"));
 
     let mut proxy = world.proxy().await;
     let first = Request::new(ResourceKind::Inbound);
@@ -104,14 +114,14 @@ async fn each_proxy_without_the_new_bundle_is_named_until_it_says_that_it_holds_
 
     says(&mut proxy, OLD).await;
     let held = until_said(&world, "it holds the bundle", |said| said.holding == 1).await;
-    assert_eq!((held.renewed, held.missing.len()), (1, 0));
+    assert_eq!((held.renewed, held.missing.len()), (1, 1));
     let total = "bulkhead_control_trust_proxies{state=\"holding\"} 1";
     assert!(world.metrics().contains(total), "{}", world.metrics());
 
     publish(&world, NEW).await;
     let behind = until_said(&world, "there is a newer one", |said| said.bundle == NEW).await;
     assert_eq!(behind.holding, 0);
-    assert!(behind.missing[0].reason.contains(OLD), "{behind:?}");
+    assert!(reason(&behind, "shop/cart-0").contains(OLD), "{behind:?}");
     says(&mut proxy, NEW).await;
     until_said(&world, "it holds the new one", |said| said.holding == 1).await;
 
@@ -120,6 +130,14 @@ async fn each_proxy_without_the_new_bundle_is_named_until_it_says_that_it_holds_
     let written = reports.list(&ours).await.unwrap().items;
     assert_eq!(written.len(), 1, "one of each replica");
     assert!(written[0].metadata.owner_references.is_some());
+
+    let (bundle, root) = world.control_holds();
+    publish_with(&world, &bundle, &root).await;
+    let said = until_said(&world, "control holds it", |said| said.bundle == bundle).await;
+    assert_eq!((said.holding, said.renewed), (1, 1), "{said:?}");
+    assert_eq!(reason(&said, &control), "");
+    publish(&world, NEW).await;
+    until_said(&world, "the proxy's again", |said| said.bundle == NEW).await;
 
     drop(proxy);
     until_said(&world, "it has gone", |said| said.holding == 0).await;

@@ -18,19 +18,23 @@
 //! - [`renewal`]: its certificate changes while pods are created.
 //! - [`check`]: what `bulkhead check` finds.
 //! - [`trust_bundle`]: its roots, where pods find them.
+//! - [`behind`]: a replica of the CA that knows less than another.
 //! - [`upstreams`]: Vault and cert-manager above the CA.
 //! - [`control`]: what changes in the cluster reaches proxies.
 //! - [`rotate_root`]: what people see and order of the CA.
 //! - [`holders`]: which proxies hold the trust bundle.
+//! - [`lost_secret`]: the CA's keys are gone, or another's are in their place.
 //! - [`authority_object`]: the CA's own object, its Events and who writes them.
 //! - [`root_rotation`]: the root is rotated, by the object's spec.
 //! - [`pod_certificate`]: certificates by Kubernetes' own requests.
 //! - [`certificate_authority`]: who gets a certificate, and who does not.
+//! - [`node_proxy`]: and for whom else, where a node's proxy asks.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod annotations;
 mod authority_object;
+mod behind;
 mod certificate_authority;
 mod check;
 mod cluster;
@@ -39,6 +43,8 @@ mod decision;
 mod emergency;
 mod events;
 mod holders;
+mod lost_secret;
+mod node_proxy;
 mod other_plugins;
 mod pod_certificate;
 mod pod_security;

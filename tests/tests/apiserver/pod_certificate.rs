@@ -9,7 +9,7 @@ use bulkhead_runtime::clock::Clock;
 use bulkhead_tests::namespace::{Namespace, a_pod};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
@@ -48,6 +48,26 @@ impl World {
 
     /// A request as kubelet writes it, with these fields otherwise.
     async fn asks(&self, name: &str, key: &PrivateKey, otherwise: Value) -> DynamicObject {
+        self.writes(name, key, otherwise).await;
+        self.answered(name).await
+    }
+
+    /// All requests.
+    fn requests(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.mesh.client.clone(), "shop", &resource())
+    }
+
+    async fn answered(&self, name: &str) -> DynamicObject {
+        let api = self.requests();
+        let answered = until(async || {
+            let found = api.get(name).await.unwrap();
+            let is_answered = found.data["status"]["conditions"].is_array();
+            is_answered.then_some(found)
+        });
+        answered.await.expect("the CA answers")
+    }
+
+    async fn writes(&self, name: &str, key: &PrivateKey, otherwise: Value) {
         let request = csr::create(key, None).unwrap();
         let request = pem::decode(&request, 10_000)
             .unwrap()
@@ -67,19 +87,15 @@ impl World {
         for (name, value) in otherwise.as_object().unwrap() {
             spec[name] = value.clone();
         }
-        let kind = GroupVersionKind::gvk("certificates.k8s.io", "v1beta1", "PodCertificateRequest");
-        let resource = ApiResource::from_gvk(&kind);
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.mesh.client.clone(), "shop", &resource);
-        let object = DynamicObject::new(name, &resource).data(json!({ "spec": spec }));
-        api.create(&PostParams::default(), &object).await.unwrap();
-        let answered = until(async || {
-            let found = api.get(name).await.unwrap();
-            let is_answered = found.data["status"]["conditions"].is_array();
-            is_answered.then_some(found)
-        });
-        answered.await.expect("the CA answers")
+        let object = DynamicObject::new(name, &resource()).data(json!({ "spec": spec }));
+        let parameters = PostParams::default();
+        self.requests().create(&parameters, &object).await.unwrap();
     }
+}
+
+fn resource() -> ApiResource {
+    let kind = GroupVersionKind::gvk("certificates.k8s.io", "v1beta1", "PodCertificateRequest");
+    ApiResource::from_gvk(&kind)
 }
 
 fn answer(object: &DynamicObject) -> (&str, &str) {
@@ -157,4 +173,21 @@ async fn a_request_that_is_not_of_the_pod_that_it_names_is_denied() {
         world.mesh.metric("bulkhead_ca_certificates_issued_total"),
         0
     );
+}
+
+#[tokio::test]
+async fn a_request_that_somebody_changes_before_it_is_answered_is_answered_all_the_same() {
+    let world = World::start().await;
+    let key = PrivateKey::generate().unwrap();
+    let names: Vec<_> = (0..24).map(|number| format!("request-{number}")).collect();
+    let label = Patch::Merge(json!({"metadata": {"labels": {"seen": "yes"}}}));
+    let (api, parameters) = (world.requests(), PatchParams::default());
+    for name in &names {
+        world.writes(name, &key, json!({})).await;
+        api.patch(name, &parameters, &label).await.unwrap();
+    }
+    for name in &names {
+        let object = world.answered(name).await;
+        assert_eq!(answer(&object), ("Issued", "Issued"), "{name}");
+    }
 }

@@ -14,9 +14,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cluster::until;
 use crate::trust_bundle::{Mesh, SYSTEM_NAMESPACE, start_ca};
+
+/// How often control says what proxies hold. The CA relies on what it hears well after
+/// each step.
+const SAID_AGAIN: Duration = Duration::from_millis(500);
 
 struct World {
     mesh: Mesh,
@@ -92,6 +97,27 @@ impl World {
             .unwrap();
     }
 
+    /// The same, while control says that all proxies hold and have what is wanted: as
+    /// often as it does so by itself, or oftener.
+    async fn until_all_say_so(
+        &self,
+        what: &str,
+        is_so: impl Fn(&CertificateAuthorityStatus) -> bool,
+    ) -> CertificateAuthorityStatus {
+        let mut again = interval(SAID_AGAIN);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let control = async {
+            loop {
+                again.tick().await;
+                self.control_says(2, 2, Duration::ZERO).await;
+            }
+        };
+        tokio::select! {
+            status = self.until(what, is_so) => status,
+            () = control => unreachable!("it says so for ever"),
+        }
+    }
+
     /// Waits until people have been told these things.
     async fn has_told(&self, reasons: &[&str]) {
         let events: Api<Event> = Api::namespaced(self.mesh.client.clone(), SYSTEM_NAMESPACE);
@@ -155,16 +181,13 @@ async fn a_root_signs_when_every_proxy_holds_it_and_leaves_when_none_needs_it() 
         .await;
     assert_eq!(waiting.root_generation, Some(1), "root 1 signs on");
 
-    world.control_says(2, 2, Duration::ZERO).await;
-    world
-        .until("root 2 signs", |status| status.root_generation == Some(2))
-        .await;
+    let signs = |status: &CertificateAuthorityStatus| status.root_generation == Some(2);
+    world.until_all_say_so("root 2 signs", signs).await;
     world.mesh.has_roots("default").await;
-    world.control_says(2, 2, Duration::ZERO).await;
     let settled = |status: &CertificateAuthorityStatus| {
         status.phase == Some(Phase::Settled) && state(status, 1) != Some(AuthorityState::Published)
     };
-    let status = world.until("root 1 has left", settled).await;
+    let status = world.until_all_say_so("root 1 has left", settled).await;
     assert_eq!(status.trust_bundle.unwrap().roots, 1);
     let same = until(async || {
         let ours = world.mesh.ca.trust_bundle().id();

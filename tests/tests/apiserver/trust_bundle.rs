@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bulkhead::manifest::Stream;
 use bulkhead_ca::app::{App, Dependencies};
 use bulkhead_ca::config::Config;
 use bulkhead_crds::certificate_authority::CertificateAuthority;
@@ -11,18 +12,21 @@ use bulkhead_pki::bundle::document::TrustBundleDocument;
 use bulkhead_runtime::monitoring::Monitoring;
 use bulkhead_tests::api_server::ApiServer;
 use bulkhead_tests::namespace::{Namespace, may};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace as NamespaceObject, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster::until;
 use crate::control::define;
 
 pub(crate) const SYSTEM_NAMESPACE: &str = "bulkhead-system";
 const ACCOUNT: &str = "bulkhead-ca";
-const CONFIG_MAP: &str = "bulkhead-trust-bundle";
+pub(crate) const CONFIG_MAP: &str = "bulkhead-trust-bundle";
 pub(crate) const CLUSTER_TRUST_BUNDLE: &str = "ca.bulkhead.io:x509-svid:bulkhead";
 pub(crate) const SIGNER: &str = "ca.bulkhead.io/x509-svid";
 const CERTIFICATES: &str = "certificates.k8s.io";
@@ -94,7 +98,12 @@ impl Mesh {
             may(&["get"], "", "serviceaccounts", &[]),
         ];
         let own = vec![
-            may(&["get", "update"], "", "secrets", &["bulkhead-ca"]),
+            may(
+                &["get", "list", "watch", "update"],
+                "",
+                "secrets",
+                &["bulkhead-ca"],
+            ),
             may(&["create"], "", "secrets", &[]),
             may(
                 &["get", "list", "watch", "create", "patch"],
@@ -170,7 +179,7 @@ pub(crate) async fn start_ca(
         .expect("the CA may do all that it needs")
 }
 
-async fn try_to_start_ca(
+pub(crate) async fn try_to_start_ca(
     server: &ApiServer,
     client: &Client,
     monitoring: &Monitoring,
@@ -247,6 +256,77 @@ async fn a_bundle_that_somebody_changed_or_deleted_is_put_right() {
         .await
         .unwrap();
     mesh.has_roots("default").await;
+}
+
+/// The policy of the installation, as `bulkhead install` prints it.
+async fn install_policy(client: &Client) {
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/manifests/install.yaml");
+    let manifests = std::fs::read_to_string(manifests).unwrap();
+    let stream = Stream::parse(&manifests).unwrap();
+    let named = |kind: &'static str| {
+        let is_it = move |object: &&Value| {
+            object["kind"] == kind && object["metadata"]["name"] == CONFIG_MAP
+        };
+        stream.values().find(is_it).unwrap().clone()
+    };
+    let policy = serde_json::from_value(named("ValidatingAdmissionPolicy")).unwrap();
+    let binding = serde_json::from_value(named("ValidatingAdmissionPolicyBinding")).unwrap();
+    let parameters = PostParams::default();
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    policies.create(&parameters, &policy).await.unwrap();
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    bindings.create(&parameters, &binding).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_but_the_ca_says_whom_a_namespace_trusts() {
+    let mesh = Mesh::start(&[]).await;
+    mesh.has_roots("default").await;
+    let namespace = Namespace::create_named(&mesh.client, "shop", &[], &[]).await;
+    mesh.has_roots("shop").await;
+    namespace.create_service_account("editor").await;
+    let all = may(
+        &["get", "create", "update", "patch", "delete"],
+        "",
+        "configmaps",
+        &[],
+    );
+    namespace.grant_here("editor", vec![all]).await;
+    install_policy(&mesh.client).await;
+    let token = namespace.token("editor", None, None).await;
+    let editor = mesh.server.client_with_token(token).await;
+    let theirs: Api<ConfigMap> = Api::namespaced(editor, "shop");
+    let parameters = PatchParams::default();
+    let forged = Patch::Merge(json!({"data": {"ca.crt": "another", "bundle.json": "{}"}}));
+    let refused = until(async || {
+        let patched = theirs.patch(CONFIG_MAP, &parameters, &forged).await;
+        patched.err().map(|error| error.to_string())
+    });
+    let refused = refused.await.expect("the policy is seen after a moment");
+    assert!(refused.contains("only Bulkhead's CA"), "{refused}");
+    mesh.has_roots("shop").await;
+
+    // What is about nobody's trust goes on.
+    let label = Patch::Merge(json!({"metadata": {"labels": {"team": "shop"}}}));
+    theirs.patch(CONFIG_MAP, &parameters, &label).await.unwrap();
+    let other =
+        serde_json::from_value(json!({"metadata": {"name": "settings"}, "data": {"a": "b"}}));
+    let create = PostParams::default();
+    theirs.create(&create, &other.unwrap()).await.unwrap();
+    let deleted = theirs.delete(CONFIG_MAP, &DeleteParams::default()).await;
+    deleted.unwrap();
+    mesh.has_roots("shop").await;
+    let made = json!({"metadata": {"name": CONFIG_MAP}, "data": {"ca.crt": "another"}});
+    let refused = until(async || {
+        let _ = theirs.delete(CONFIG_MAP, &DeleteParams::default()).await;
+        let made = serde_json::from_value(made.clone()).unwrap();
+        let error = theirs.create(&create, &made).await.err()?.to_string();
+        error.contains("only Bulkhead's CA").then_some(())
+    });
+    refused.await.expect("no more than it can be changed");
+
+    let another = Namespace::create_named(&mesh.client, "orders", &[], &[]).await;
+    mesh.has_roots(another.name()).await;
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Upstream issuers that are the real thing: Vault's PKI engine, and
 //! cert-manager's controllers, both with Kubernetes' own tokens and objects.
 
+mod pairs;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bulkhead_ca::authenticate::Authenticate as _;
 use bulkhead_ca::authenticate::jwks::JwksVerifier;
 use bulkhead_ca::authenticate::local_issuer::{LocalIssuer, TokenRequest};
-use bulkhead_ca::config::{AuthenticationSource, Config, StoreLocation};
+use bulkhead_ca::config::{Authentication, Config, StoreLocation};
 use bulkhead_ca::node_proxy::Subject;
 use bulkhead_ca::upstream::cert_manager::CertManager;
 use bulkhead_ca::upstream::vault::{Vault, VaultAuthentication, VaultSettings};
@@ -16,10 +19,12 @@ use bulkhead_ca::vet::{VettedCsr, vet};
 use bulkhead_core::identity::SpiffeId;
 use bulkhead_core::sidecar::default_trust_domain;
 use bulkhead_pki::authority::Authority;
-use bulkhead_pki::bundle::TrustBundle;
+use bulkhead_pki::bundle::{Roots, TrustBundle};
+use bulkhead_pki::certificate::Certificate;
 use bulkhead_pki::csr::{self, ParsedCsr};
 use bulkhead_pki::identity::WorkloadIdentity;
 use bulkhead_pki::key::PrivateKey;
+use bulkhead_pki::serving::ServerName;
 use bulkhead_pki::svid::SvidChain;
 use bulkhead_runtime::clock::Clock;
 use bulkhead_tests::api_server::ApiServer;
@@ -45,7 +50,7 @@ fn cart() -> SpiffeId {
 async fn vetted(names_itself: bool) -> (PrivateKey, VettedCsr) {
     let directory = tempfile::tempdir().unwrap();
     let issuer = LocalIssuer::open(directory.path(), "https://issuer.test").unwrap();
-    let authentication = AuthenticationSource::Kubernetes;
+    let authentication = Authentication::kubernetes();
     let config = Config::new(StoreLocation::Directory("unused".into()), authentication);
     let (now, audience) = (Clock::system().now(), config.tokens.audience.clone());
     let verifier = JwksVerifier::open(
@@ -92,14 +97,49 @@ async fn signs_intermediates(upstream: &dyn Upstream) -> SignedChain {
     signed
 }
 
+/// Leaves are what was asked for, as peers and OpenSSL see it.
 async fn signs_leaves(upstream: &dyn Upstream, names_itself: bool) {
     let (key, csr) = vetted(names_itself).await;
     let signed = upstream.sign_leaf(&csr, HOUR).await.unwrap();
-    let der = signed.chain.iter().map(|part| part.der().clone()).collect();
-    let svid = SvidChain::from_der(der).unwrap();
-    let bundle = TrustBundle::new(default_trust_domain(), signed.roots);
     let now = Clock::system().now();
-    WorkloadIdentity::new(&cart(), &key, svid, bundle, now).unwrap();
+    assert!(signed.certificate.not_after() <= now + HOUR);
+    openssl_verifies(&signed.certificate, &signed.root);
+    let bundle = TrustBundle::new(default_trust_domain(), Roots::new([signed.root]).unwrap());
+    WorkloadIdentity::new(&cart(), &key, signed.certificate, bundle, now).unwrap();
+}
+
+fn openssl_verifies(svid: &SvidChain, root: &Certificate) {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text);
+    let above = svid.intermediates().iter().chain([root]);
+    write("above.pem", above.map(Certificate::to_pem).collect()).unwrap();
+    write("root.pem", root.to_pem()).unwrap();
+    write("leaf.pem", svid.leaf().to_pem()).unwrap();
+    for purpose in ["sslserver", "sslclient"] {
+        let output = std::process::Command::new("openssl")
+            .args([
+                "verify",
+                "-x509_strict",
+                "-purpose",
+                purpose,
+                "-CAfile",
+                "root.pem",
+            ])
+            .args(["-untrusted", "above.pem", "leaf.pem"])
+            .current_dir(directory.path())
+            .output()
+            .expect("openssl is installed: Debian's package of that name has it");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{purpose}: {said}");
+    }
+}
+
+/// This server's own certificate, with its names and no identity.
+async fn signs_serving(upstream: &dyn Upstream) {
+    let name = ServerName::parse("bulkhead-ca.bulkhead-system.svc").unwrap();
+    let signed = upstream.sign_serving(&[name], HOUR).await.unwrap();
+    let now = Clock::system().now();
+    assert!(signed.certificate.not_after() <= now + HOUR);
 }
 
 /// What is said of an intermediate that was not signed.
@@ -134,8 +174,9 @@ async fn a_vault() -> vault::Vault {
     let chain = json!({"certificate": chain});
     vault.write("mesh/intermediate/set-signed", &chain).await;
     let role = json!({
-        "allowed_uri_sans": "spiffe://cluster.local/*",
-        "allow_any_name": false,
+        "allowed_uri_sans": "spiffe://cluster.local/ns/*",
+        "allowed_domains": "bulkhead-ca.bulkhead-system.svc",
+        "allow_bare_domains": true,
         "require_cn": false,
         "use_csr_sans": false,
         "use_csr_common_name": false,
@@ -183,6 +224,7 @@ async fn vault_signs_intermediates_and_leaves_for_a_token_of_least_privilege() {
     for names_itself in [true, false] {
         signs_leaves(&upstream, names_itself).await;
     }
+    signs_serving(&upstream).await;
 }
 
 #[tokio::test]
@@ -314,7 +356,6 @@ async fn vault_is_logged_in_to_with_a_token_that_kubernetes_reviewed() {
 }
 
 fn base64_text(text: &str) -> String {
-    use base64::Engine as _;
     let bytes = base64::engine::general_purpose::STANDARD
         .decode(text)
         .unwrap();
@@ -369,6 +410,15 @@ async fn as_the_ca(server: &ApiServer, namespace: &Namespace, issuer: &str) -> C
         &[],
     );
     namespace.grant_here("bulkhead-ca", vec![requests]).await;
+    as_the_ca_at(server, namespace, issuer, Clock::system()).await
+}
+
+async fn as_the_ca_at(
+    server: &ApiServer,
+    namespace: &Namespace,
+    issuer: &str,
+    clock: Clock,
+) -> CertManager {
     let token = namespace.token("bulkhead-ca", None, None).await;
     CertManager::new(
         server.client_with_token(token).await,
@@ -376,7 +426,7 @@ async fn as_the_ca(server: &ApiServer, namespace: &Namespace, issuer: &str) -> C
         issuer.parse().unwrap(),
         None,
         default_trust_domain(),
-        Clock::system(),
+        clock,
     )
 }
 
@@ -394,8 +444,10 @@ async fn cert_manager_signs_intermediates_and_leaves_and_nothing_is_left_behind(
     let (_, nameless) = vetted(false).await;
     let error = upstream.sign_leaf(&nameless, HOUR).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Unusable, "{error}");
-    let left = requests.list(&ListParams::default()).await.unwrap();
-    assert!(left.items.is_empty(), "{:?}", left.items);
+    signs_serving(&upstream).await;
+    nothing_is_left(&requests).await;
+
+    swept_up_when_old(&server, &namespace, &requests).await;
 }
 
 #[tokio::test]
@@ -425,6 +477,50 @@ async fn a_request_that_was_denied_is_shown_with_the_reason() {
     };
     let (said, ()) = tokio::join!(refusal(&upstream, Reason::Refused), deny);
     assert!(said.contains("no CA for you"), "{said}");
-    let left = requests.list(&ListParams::default()).await.unwrap();
-    assert!(left.items.is_empty(), "{:?}", left.items);
+    nothing_is_left(&requests).await;
+}
+
+/// What a CA left behind that ended meanwhile is deleted by the next, some
+/// minutes later; what somebody else made stays.
+async fn swept_up_when_old(
+    server: &ApiServer,
+    namespace: &Namespace,
+    requests: &Api<DynamicObject>,
+) {
+    let csr = csr::create(&PrivateKey::generate().unwrap(), Some(&cart())).unwrap();
+    for (name, owner) in [("ours", "bulkhead-ca"), ("theirs", "somebody")] {
+        let mut request = DynamicObject::new(name, &kind("CertificateRequest")).data(json!({
+            "spec": {
+                "request": base64::engine::general_purpose::STANDARD.encode(&csr),
+                "issuerRef": {"group": "cert-manager.io", "kind": "Issuer", "name": "none"},
+            },
+        }));
+        let label = ("app.kubernetes.io/managed-by".to_owned(), owner.to_owned());
+        request.metadata.labels = Some([label].into());
+        requests
+            .create(&PostParams::default(), &request)
+            .await
+            .unwrap();
+    }
+    let left = async || {
+        let listed = requests.list(&ListParams::default()).await.unwrap();
+        let mut names: Vec<_> = listed.items.iter().map(ResourceExt::name_any).collect();
+        names.sort();
+        names
+    };
+    let upstream = |clock| as_the_ca_at(server, namespace, "Issuer/mesh", clock);
+    upstream(Clock::system()).await.tidy().await;
+    assert_eq!(left().await, ["ours", "theirs"], "somebody may wait for it");
+    let later = Clock::stopped_at(Clock::system().now() + HOUR);
+    upstream(later).await.tidy().await;
+    assert_eq!(left().await, ["theirs"]);
+}
+
+/// Requests are deleted beside whatever comes next.
+async fn nothing_is_left(requests: &Api<DynamicObject>) {
+    let gone = until(async || {
+        let left = requests.list(&ListParams::default()).await.unwrap();
+        left.items.is_empty().then_some(())
+    });
+    gone.await.expect("requests that are done with are deleted");
 }

@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use bulkhead_tests::cluster::apps::{self, App, HTTP_PORT, server, sum};
+use bulkhead_tests::cluster::apps::{self, App, AppBuilder, HTTP_PORT, server, sum};
 use bulkhead_tests::cluster::{Cluster, beside_others, until};
 use bulkhead_tests::envoy::sidecar::{Files, Sidecar, UPSTREAM_PEER, UPSTREAM_TLS_VERSION};
 use bulkhead_tests::namespace::Namespace;
@@ -17,30 +17,36 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
-use crate::certificate::{Issued, issue};
+use crate::certificate::issue;
 
 const ENVOY_IMAGE: &str = concat!("ghcr.io/bulkhead/envoy:", env!("CARGO_PKG_VERSION"));
 /// Where Envoy finds its settings and its certificate.
 const DIRECTORY: &str = "/etc/istio";
-const ACCOUNT: &str = "istio";
+pub(crate) const SETTINGS: &str = "config.json";
+pub(crate) const KEY: &str = "key.pem";
+pub(crate) const CHAIN: &str = "cert-chain.pem";
+pub(crate) const ROOTS: &str = "root-cert.pem";
+pub(crate) const ACCOUNT: &str = "istio";
 /// Where the application is behind Envoy.
 const APP_PORT: u16 = 18080;
 /// Where Envoy takes the application's HTTP/1.1 and HTTP/2 requests and bytes.
 const OUTBOUND_PORTS: [u16; 3] = [15080, 15081, 15082];
 
-/// Starts a pod with Envoy in it, whose only way out is to this pod of ours.
-async fn start_envoy<'a>(cluster: &Cluster, namespace: &'a Namespace, upstream: &Pod) -> App<'a> {
-    namespace.create_service_account(ACCOUNT).await;
+/// A pod with Envoy in it, which finds its settings and its certificate in a volume
+/// from this source.
+pub(crate) fn envoy(source: Value) -> AppBuilder {
+    let mut volume = source;
+    volume["name"] = json!("istio");
     let envoy = json!({
         "name": "istio-proxy", "image": ENVOY_IMAGE, "imagePullPolicy": "IfNotPresent",
         "restartPolicy": "Always",
         "args": [
-            "--config-path", format!("{DIRECTORY}/config.json"),
+            "--config-path", format!("{DIRECTORY}/{SETTINGS}"),
             "--disable-hot-restart", "--concurrency", "1",
         ],
         "volumeMounts": [{"name": "istio", "mountPath": DIRECTORY}],
     });
-    let app = server("istio")
+    server("istio")
         .labels(&[
             ("bulkhead.io/inject", "disabled"),
             ("security.istio.io/tlsMode", "istio"),
@@ -52,10 +58,16 @@ async fn start_envoy<'a>(cluster: &Cluster, namespace: &'a Namespace, upstream: 
         .spec(json!({
             "serviceAccountName": ACCOUNT,
             "initContainers": [envoy],
-            "volumes": [{"name": "istio", "secret": {"secretName": "istio"}}],
+            "volumes": [volume],
         }))
-        .create(namespace)
-        .await;
+}
+
+/// Starts it with a certificate that it was given, and with this pod of ours as
+/// its only way out.
+async fn start_envoy<'a>(cluster: &Cluster, namespace: &'a Namespace, upstream: &Pod) -> App<'a> {
+    namespace.create_service_account(ACCOUNT).await;
+    let source = json!({"secret": {"secretName": "istio"}});
+    let app = envoy(source).create(namespace).await;
     // Only a pod that is there can have a token, and with it a certificate. It
     // starts when the Secret is there.
     let pod = until("the Deployment makes its pod", async || {
@@ -63,8 +75,14 @@ async fn start_envoy<'a>(cluster: &Cluster, namespace: &'a Namespace, upstream: 
     })
     .await;
     let certificate = issue(cluster, namespace, ACCOUNT, &pod).await;
-    let settings = settings(namespace, (apps::ip(upstream), HTTP_PORT).into());
-    create_secret(namespace, &certificate, &settings).await;
+    let settings = settings(namespace, upstream).to_string();
+    let content = [
+        (SETTINGS, settings.as_str()),
+        (KEY, &certificate.key),
+        (CHAIN, &certificate.chain),
+        (ROOTS, &certificate.roots),
+    ];
+    create_secret(namespace, "istio", &content).await;
     app.ready().await;
     app
 }
@@ -81,12 +99,14 @@ fn istios_identity(namespace: &Namespace) -> String {
     )
 }
 
-fn settings(namespace: &Namespace, upstream: SocketAddr) -> Value {
+/// What Envoy is told, with this pod of ours as its only way out.
+pub(crate) fn settings(namespace: &Namespace, upstream: &Pod) -> Value {
+    let upstream = (apps::ip(upstream), HTTP_PORT).into();
     let file = |name: &str| Path::new(DIRECTORY).join(name);
     let files = Files {
-        key: file("key.pem"),
-        chain: file("cert-chain.pem"),
-        roots: file("root-cert.pem"),
+        key: file(KEY),
+        chain: file(CHAIN),
+        roots: file(ROOTS),
     };
     let sidecar = Sidecar::new(files, &our_identity(namespace));
     let everywhere = |port: u16| SocketAddr::from(([0, 0, 0, 0], port));
@@ -103,17 +123,11 @@ fn settings(namespace: &Namespace, upstream: SocketAddr) -> Value {
     }})
 }
 
-async fn create_secret(namespace: &Namespace, certificate: &Issued, settings: &Value) {
-    let secret: Secret = serde_json::from_value(json!({
-        "metadata": {"name": "istio"},
-        "stringData": {
-            "config.json": settings.to_string(),
-            "key.pem": certificate.key,
-            "cert-chain.pem": certificate.chain,
-            "root-cert.pem": certificate.roots,
-        },
-    }))
-    .unwrap();
+pub(crate) async fn create_secret(namespace: &Namespace, name: &str, content: &[(&str, &str)]) {
+    let content = content.iter().map(|(key, value)| (*key, json!(value)));
+    let content: Value = content.collect();
+    let secret = json!({"metadata": {"name": name}, "stringData": content});
+    let secret: Secret = serde_json::from_value(secret).unwrap();
     namespace
         .api()
         .create(&PostParams::default(), &secret)
@@ -141,7 +155,14 @@ async fn a_pod_with_istios_envoy_is_a_peer_as_server_and_as_client() {
         server("client").start(&namespace)
     );
     let istio = start_envoy(&cluster, &namespace, &web.pod().await).await;
-    let (ours, theirs) = (our_identity(&namespace), istios_identity(&namespace));
+    talk_both_ways(&namespace, [&web, &client], &istio).await;
+}
+
+/// A client and a server of ours have mTLS with Envoy, and each side knows whom it
+/// talks to.
+pub(crate) async fn talk_both_ways(namespace: &Namespace, ours: [&App<'_>; 2], istio: &App<'_>) {
+    let [web, client] = ours;
+    let (ours, theirs) = (our_identity(namespace), istios_identity(namespace));
 
     // Envoy tells its application who called; it lets in nobody without mTLS.
     let reply = client.get(&istio.url("/")).await;

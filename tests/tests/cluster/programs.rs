@@ -50,7 +50,8 @@ pub(crate) async fn kill(cluster: &Cluster, program: &str) {
     are_ready(cluster, &[program]).await;
 }
 
-/// Waits until each of these programs has all its replicas.
+/// Waits until each of these programs has all its replicas, and the API server
+/// reaches the webhook: its node may learn of a replica after the Deployment does.
 pub(crate) async fn are_ready(cluster: &Cluster, programs: &[&str]) {
     let deployments: Api<Deployment> = cluster.system().api();
     let is_ready = |deployment: Option<&Deployment>| {
@@ -66,6 +67,13 @@ pub(crate) async fn are_ready(cluster: &Cluster, programs: &[&str]) {
     };
     for program in programs {
         becomes(&deployments, program, "ready with all replicas", is_ready).await;
+    }
+    if programs.contains(&WEBHOOK) {
+        let namespace = Namespace::existing(cluster.client(), "default");
+        until("the webhook is reached", async || {
+            would_store(&namespace).await.ok()
+        })
+        .await;
     }
 }
 
@@ -111,9 +119,6 @@ pub(crate) async fn without<T>(
             scale(&deployments, program, wanted).await;
         }
         are_ready(cluster, programs).await;
-        if programs.contains(&WEBHOOK) {
-            injects(cluster).await;
-        }
     };
     afterwards(without, put_back).await
 }

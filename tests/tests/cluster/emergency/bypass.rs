@@ -11,6 +11,13 @@ use k8s_openapi::api::core::v1::Pod;
 use super::STRICT;
 use crate::programs::{self, CA, CONTROL};
 
+/// What the command says of the server and both loads. It gives control two
+/// seconds for it; what that leaves undone on a busy machine it does itself.
+const BY_CONTROL: &[&str] = &[
+    "control  told all 3 sidecars, and they forward",
+    "forward  3 of 3 sidecars",
+];
+
 /// What a client without a sidecar is told.
 async fn asked_in_plaintext(pod: &Pod) -> Option<u16> {
     let address = SocketAddr::new(apps::ip(pod), HTTP_PORT);
@@ -33,8 +40,8 @@ async fn under_load<'a>(namespace: &'a Namespace, web: &App<'_>) -> [Load<'a>; 2
     [requests, lines]
 }
 
-/// There and back, from STRICT on both sides, under load all the while.
-async fn there_and_back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>], how: &[&str]) {
+/// From STRICT on both sides, under load.
+async fn there(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>], how: &[&str]) {
     let pod = web.pod().await;
     assert_eq!(asked_in_plaintext(&pod).await, Some(403));
     let scope = ["-n", namespace.name()];
@@ -46,8 +53,12 @@ async fn there_and_back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>]
         assert!(forwards(&load.app().pod().await).await, "{said}");
         load.goes_on(50).await;
     }
+}
 
-    bulkhead(&[&["on"][..], &scope[..]].concat()).await;
+/// To STRICT again. No request has failed, on the way there neither.
+async fn back(namespace: &Namespace, web: &App<'_>, loads: &[Load<'_>]) {
+    let pod = web.pod().await;
+    bulkhead(&["on", "-n", namespace.name()]).await;
     until("plaintext is refused again", async || {
         (asked_in_plaintext(&pod).await == Some(403)).then_some(())
     })
@@ -64,13 +75,8 @@ async fn with_control_up_no_request_fails_and_no_connection_ends_on_the_way_ther
     let namespace = cluster.meshed_namespace_with(STRICT).await;
     let web = server("web").start(&namespace).await;
     let loads = under_load(&namespace, &web).await;
-    // The server and both loads. The command gives control two seconds for it;
-    // what that leaves undone on a busy machine it does itself.
-    let how = [
-        "control  told all 3 sidecars, and they forward",
-        "forward  3 of 3 sidecars",
-    ];
-    there_and_back(&namespace, &web, &loads, &how).await;
+    there(&namespace, &web, &loads, BY_CONTROL).await;
+    back(&namespace, &web, &loads).await;
 }
 
 #[tokio::test]
@@ -80,10 +86,20 @@ async fn with_control_down_no_request_fails_and_no_connection_ends_on_the_way_th
     let web = server("web").start(&namespace).await;
     let loads = under_load(&namespace, &web).await;
     programs::without(&cluster, &[CONTROL], async {
-        let how = ["forward  3 of 3 sidecars"];
-        there_and_back(&namespace, &web, &loads, &how).await;
+        there(&namespace, &web, &loads, &["forward  3 of 3 sidecars"]).await;
+        back(&namespace, &web, &loads).await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_bypass_that_control_brought_is_turned_back_after_control_has_died() {
+    let cluster = alone().await;
+    let namespace = cluster.meshed_namespace_with(STRICT).await;
+    let web = server("web").start(&namespace).await;
+    let loads = under_load(&namespace, &web).await;
+    there(&namespace, &web, &loads, BY_CONTROL).await;
+    programs::without(&cluster, &[CONTROL], back(&namespace, &web, &loads)).await;
 }
 
 #[tokio::test]
