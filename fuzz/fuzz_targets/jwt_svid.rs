@@ -24,8 +24,16 @@ fuzz_target!(|bytes: &[u8]| {
     // Nothing is valid but what says so itself.
     if let Ok(svid) = authorities.validate(token, "reports", UNIX_EPOCH) {
         assert!(svid.id().is_member_of(&domain));
-        assert!(svid.audiences().iter().any(|audience| audience == "reports"));
+        assert!(
+            svid.audiences()
+                .iter()
+                .any(|audience| audience == "reports")
+        );
         assert!(svid.expires_at() > UNIX_EPOCH);
-        assert!(authorities.validate(token, "elsewhere", svid.expires_at()).is_err());
+        assert!(
+            authorities
+                .validate(token, "elsewhere", svid.expires_at())
+                .is_err()
+        );
     }
 });
