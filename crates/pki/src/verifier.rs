@@ -23,6 +23,37 @@ use crate::certificate::{CertificateError, Facts};
 use crate::svid::{self, MAX_CHAIN_LENGTH, ProfileError};
 use crate::tls;
 
+/// That a peer has the key of what it shows: what the two traits of verifiers have in
+/// common. The configurations of this crate speak nothing older than TLS 1.3, so that
+/// the refusal is for whoever would build another with the same verifier.
+macro_rules! signed_under_tls13 {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::General(
+                "mesh peers are verified under TLS 1.3 only".to_owned(),
+            ))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &tls::algorithms())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            tls::algorithms().supported_schemes()
+        }
+    };
+}
+
 mod shown;
 
 pub(crate) use self::shown::ProofOfPossession;
@@ -204,27 +235,7 @@ impl ServerCertVerifier for PeerVerifier {
             .map(|_| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &tls::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::algorithms().supported_schemes()
-    }
+    signed_under_tls13!();
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -244,33 +255,7 @@ impl ClientCertVerifier for PeerVerifier {
             .map(|_| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &tls::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::algorithms().supported_schemes()
-    }
-}
-
-/// The configurations of this crate speak nothing older, so that this is for
-/// whoever would build another with the same verifier.
-fn only_tls13() -> rustls::Error {
-    rustls::Error::General("mesh peers are verified under TLS 1.3 only".to_owned())
+    signed_under_tls13!();
 }
 
 /// Why a peer is not who it should be.

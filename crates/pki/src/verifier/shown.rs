@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CommonState, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
-use super::{PeerError, PeerId, PeerVerifier, Role, only_tls13};
+use super::{PeerError, PeerId, PeerVerifier, Role};
 use crate::bundle::TrustBundle;
 use crate::certificate::{Certificate, Facts};
 use crate::svid::MAX_CHAIN_LENGTH;
@@ -44,27 +44,7 @@ impl ClientCertVerifier for ProofOfPossession {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &tls::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::algorithms().supported_schemes()
-    }
+    signed_under_tls13!();
 }
 
 /// What a client showed, and has the key of.
