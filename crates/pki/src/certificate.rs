@@ -37,7 +37,7 @@ impl Certificate {
             .into_iter()
             .map(|block| match block.label.as_str() {
                 pem::CERTIFICATE => Self::from_der(block.der.to_vec().into()),
-                _ => Err(CertificateError::Label(block.label)),
+                label => Err(CertificateError::Label(pem::shown(label))),
             })
             .collect()
     }

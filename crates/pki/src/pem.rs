@@ -101,7 +101,7 @@ fn boundary<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
 }
 
 /// A label as it goes into a message; a hostile one may be very long.
-fn shown(label: &str) -> String {
+pub(crate) fn shown(label: &str) -> String {
     label.chars().take(64).collect()
 }
 

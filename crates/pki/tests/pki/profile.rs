@@ -461,6 +461,14 @@ fn names_below_a_constrained_signer_stay_inside_what_it_may_name() {
 }
 
 #[test]
+fn a_block_that_is_no_certificate_is_named_by_no_more_than_the_beginning_of_its_label() {
+    let label = "A".repeat(10_000);
+    let text = format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+    let error = Certificate::all_from_pem(&text, 100_000).unwrap_err();
+    assert!(error.to_string().len() < 200, "{error}");
+}
+
+#[test]
 fn bytes_that_are_no_certificate_are_refused_wherever_they_are_cut_or_bent() {
     let mesh = Mesh::new();
     let good = mesh.leaf_with(|_| {});
