@@ -1,9 +1,10 @@
-//! One HTTPS GET, on a connection of its own: what the CA fetches it fetches
+//! One HTTPS GET, on a connection of its own: what the CA asks for it asks for
 //! rarely, and a connection that was kept may have died meanwhile.
 //!
 //! Everything has a bound, and a redirect is an error: whoever answers for the
 //! address that people configured does not say where else keys come from.
 
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,13 +13,14 @@ use std::time::Duration;
 use bulkhead_pki::bundle::{BundleError, Roots};
 use bulkhead_pki::serving::{self, TlsError};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue, LOCATION, USER_AGENT,
 };
-use hyper::{HeaderMap, Request, Uri};
+use hyper::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
@@ -74,10 +76,7 @@ impl HttpsUrl {
     }
 
     fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        authority(&self.host, self.port)
     }
 }
 
@@ -126,10 +125,8 @@ async fn fetch(url: &HttpsUrl, access: &Access) -> Result<Document, FetchError> 
     let stream = TcpStream::connect((url.host.as_str(), url.port)).await;
     let stream = stream.map_err(FetchError::Connect)?;
     let stream = TlsConnector::from(tls).connect(name, stream).await;
-    let stream = TokioIo::new(stream.map_err(FetchError::Handshake)?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
-    let exchanged = async {
-        let answer = sender.send_request(request).await?;
+    let stream = stream.map_err(FetchError::Handshake)?;
+    let read = async |answer: Response<Incoming>| {
         let status = answer.status();
         if status.is_redirection() {
             return Err(FetchError::Redirect(location(answer.headers())));
@@ -142,6 +139,21 @@ async fn fetch(url: &HttpsUrl, access: &Access) -> Result<Document, FetchError> 
         let text = body.map_err(FetchError::Body)?.to_bytes().to_vec();
         Ok(Document { text, max_age })
     };
+    exchange(stream, request, read).await?
+}
+
+/// One request on a connection of its own, and what `read` makes of the answer.
+pub(crate) async fn exchange<B, T>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<B>,
+    read: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> hyper::Result<T>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
+{
+    let stream = TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    let exchanged = async { Ok(read(sender.send_request(request).await?).await) };
     // The connection ends with the exchange, whichever is done first.
     let driven = async {
         let _ = connection.await;
@@ -150,6 +162,14 @@ async fn fetch(url: &HttpsUrl, access: &Access) -> Result<Document, FetchError> 
     tokio::select! {
         exchanged = exchanged => exchanged,
         never = driven => never,
+    }
+}
+
+/// Host and port as a URL has them.
+pub(crate) fn authority(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
     }
 }
 
@@ -229,7 +249,7 @@ pub enum FetchError {
     )]
     Redirect(String),
     #[error("its answer cannot be read, or is longer than {MAX_ANSWER} bytes: {0}")]
-    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Body(#[source] Box<dyn Error + Send + Sync>),
     #[error(
         "this system has no roots to verify it by: name a PEM file with those of its CA (images of Bulkhead have none)"
     )]

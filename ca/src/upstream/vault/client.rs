@@ -1,5 +1,4 @@
-//! One HTTP request to Vault, on a connection of its own. There are few of
-//! them, and none is worth a pool that may have died in the meantime.
+//! One HTTP request to Vault, on a connection of its own.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,10 +8,9 @@ use std::time::Duration;
 
 use bulkhead_pki::serving;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Request, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Response, Uri};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use super::answer::{MAX_ANSWER, refusal};
+use crate::https;
 use crate::upstream::{Reason, UpstreamError, read_roots};
 
 /// How long a request may take in all.
@@ -75,10 +74,7 @@ impl fmt::Display for Url {
 
 impl Url {
     fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        https::authority(&self.host, self.port)
     }
 }
 
@@ -205,25 +201,14 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         request: Request<Full<Bytes>>,
     ) -> Result<(u16, Vec<u8>), UpstreamError> {
-        let made = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = made.map_err(|error| self.unreachable(error))?;
-        let exchanged = async {
-            let answer = sender.send_request(request).await;
-            let answer = answer.map_err(|error| self.unreachable(error))?;
+        let read = async |answer: Response<Incoming>| {
             let status = answer.status().as_u16();
             let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|error| self.unreachable(error))?;
             Ok((status, body.to_bytes().to_vec()))
         };
-        // The connection ends with the exchange, whichever is done first.
-        let driven = async {
-            let _ = connection.await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            exchanged = exchanged => exchanged,
-            never = driven => never,
-        }
+        let exchanged = https::exchange(stream, request, read).await;
+        exchanged.map_err(|error| self.unreachable(error))?
     }
 
     fn unreachable(&self, why: impl fmt::Display) -> UpstreamError {
