@@ -256,4 +256,79 @@ mod tests {
             );
         }
     }
+    /// One of the CA's own roots, and what signs below it: for a month, since then.
+    fn own(began: SystemTime, root_life: Duration) -> Slots {
+        Slots {
+            sequence: 1,
+            roots: vec![Root {
+                authority: authority(1, State::Active, began, root_life),
+                has_key: true,
+                listed: false,
+                leaf_life: Some(DAY),
+            }],
+            intermediates: vec![below(1, State::Active, began, 30 * DAY)],
+            ..Slots::default()
+        }
+    }
+
+    fn below(generation: u64, state: State, made: SystemTime, life: Duration) -> Intermediate {
+        Intermediate {
+            authority: authority(generation, state, made, life),
+            root: 1,
+            own: false,
+        }
+    }
+
+    /// What is to be done about intermediates, where nothing changed for this long.
+    fn step(slots: &Slots, now: SystemTime, settled_for: Duration) -> Option<Step> {
+        let facts = Facts {
+            upstream: None,
+            settled_for,
+            ..facts(now)
+        };
+        super::next(slots, &facts)
+    }
+
+    #[test]
+    fn a_successor_is_made_at_half_of_a_life_and_signs_when_all_replicas_know_it() {
+        let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let (half, second) = (began + 15 * DAY, Duration::from_secs(1));
+        let mut slots = own(began, 3650 * DAY);
+        assert_eq!(step(&slots, half - second, DAY), None);
+        let made = Some(Step::MakeIntermediate { root: 1 });
+        assert_eq!(step(&slots, half, Duration::ZERO), made);
+        let successor = below(2, State::Published, half, 30 * DAY);
+        slots.intermediates.push(successor);
+        let minute = 60 * second;
+        assert_eq!(step(&slots, half + minute, minute - second), None);
+        let signs = Some(Step::ActivateIntermediate { generation: 2 });
+        assert_eq!(step(&slots, half + minute, minute), signs);
+    }
+
+    #[test]
+    fn below_a_root_at_its_end_no_successor_is_made_that_is_good_for_no_longer() {
+        let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let late = began + 20 * DAY;
+        let ends = 30 * DAY + WORTHWHILE;
+        assert_eq!(step(&own(began, ends), late, DAY), None);
+        let longer = own(began, ends + Duration::from_secs(1));
+        let made = Some(Step::MakeIntermediate { root: 1 });
+        assert_eq!(step(&longer, late, DAY), made);
+    }
+
+    #[test]
+    fn a_successor_that_is_not_in_the_first_half_of_its_life_never_signs() {
+        let began = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let mut slots = own(began, 3650 * DAY);
+        // By a replica whose clock was some days ahead.
+        let made = began + 4 * DAY;
+        slots
+            .intermediates
+            .push(below(2, State::Published, made, 10 * DAY));
+        let dropped = Some(Step::RetireIntermediate { generation: 2 });
+        let signs = Some(Step::ActivateIntermediate { generation: 2 });
+        for (days, what) in [(3, &dropped), (4, &signs), (8, &signs), (9, &dropped)] {
+            assert_eq!(&step(&slots, began + days * DAY, DAY), what, "day {days}");
+        }
+    }
 }

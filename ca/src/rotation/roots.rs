@@ -48,6 +48,14 @@ pub(super) fn next(slots: &Slots, facts: &Facts) -> Result<Step, Waiting> {
         return make(target, facts);
     };
     match root.authority.state {
+        State::Prepared | State::Published if !root.authority.is_valid_at(facts.now) => {
+            let generation = target.generation;
+            Err(waiting(
+                generation,
+                Phase::Blocked,
+                format!("root {generation} is not valid now: was a clock wrong when it was made?"),
+            ))
+        }
         State::Prepared => Ok(Step::PublishRoot {
             generation: target.generation,
         }),
@@ -151,12 +159,6 @@ fn make(target: Target, facts: &Facts) -> Result<Step, Waiting> {
 fn switch_to(target: &Root, active: &Root, slots: &Slots, facts: &Facts) -> Result<Step, Waiting> {
     let generation = target.authority.generation;
     let wait = |phase, message: String| Err(waiting(generation, phase, message));
-    if !target.authority.is_valid_at(facts.now) {
-        return wait(
-            Phase::Blocked,
-            format!("root {generation} is not valid now: was a clock wrong when it was made?"),
-        );
-    }
     let Some(intermediate) = signer_of(target, slots, facts) else {
         if target.has_key {
             return Ok(Step::MakeIntermediate { root: generation });
@@ -174,36 +176,30 @@ fn switch_to(target: &Root, active: &Root, slots: &Slots, facts: &Facts) -> Resu
     let all_hold = report.at.is_some() && report.holding >= report.total;
     let adopted = |delay| facts.now >= target.authority.made + delay + MARGIN;
     let is_held = all_hold && report.silent.is_none_or(adopted);
-    if !facts.has_settled() {
-        return match is_held {
-            true => wait(
-                Phase::Switching,
-                format!("all workloads hold root {generation}: it signs in a moment"),
-            ),
-            false => wait(
-                Phase::Publishing,
-                format!("root {generation} is on its way to the workloads"),
-            ),
-        };
-    }
     // Once it has expired, nothing that it signed is valid: there is nobody to
     // wait for.
     // An order to go on without some is of the first time that a root is to
     // sign, and not of going back to it.
     let is_forced = facts.is_forced(generation) && !target.authority.has_signed();
-    if is_forced || facts.now >= active.authority.not_after {
-        return step;
-    }
-    if is_held && is_reported_anew(facts) {
+    let waits_for_nobody = is_forced || facts.now >= active.authority.not_after;
+    let has_settled = facts.has_settled();
+    if has_settled && (waits_for_nobody || is_held && is_reported_anew(facts)) {
         return step;
     }
     if is_held {
+        let when = match has_settled {
+            true => "when that is reported once more",
+            false => "in a moment",
+        };
         return wait(
             Phase::Switching,
-            format!(
-                "all workloads held root {generation} when it was given out: it signs when \
-                 that is reported once more"
-            ),
+            format!("all workloads hold root {generation}: it signs {when}"),
+        );
+    }
+    if !has_settled {
+        return wait(
+            Phase::Publishing,
+            format!("root {generation} is on its way to the workloads"),
         );
     }
     if all_hold {

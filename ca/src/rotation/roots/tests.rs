@@ -306,3 +306,77 @@ fn a_root_that_everybody_holds_is_about_to_sign_and_one_that_somebody_lacks_is_n
     unknown.holders.at = None;
     assert_eq!(phase(unknown), Phase::Publishing);
 }
+
+#[test]
+fn nothing_signs_or_leaves_before_all_replicas_follow_what_changed() {
+    let mut slots = published();
+    let settled = |seconds| Facts {
+        settled_for: Duration::from_secs(seconds),
+        ..facts(HOUR, None)
+    };
+    let phase = |slots: &Slots| next(slots, &settled(29)).unwrap_err().phase;
+    assert_eq!(phase(&slots), Phase::Switching);
+    let switch = Step::ActivateRoot {
+        root: 2,
+        intermediate: 2,
+    };
+    assert_eq!(next(&slots, &settled(30)), Ok(switch));
+    slots.activate_root(2, 2, noon());
+    assert_eq!(phase(&slots), Phase::Retiring);
+    let retire = Step::RetireRoot { generation: 1 };
+    assert_eq!(next(&slots, &settled(30)), Ok(retire));
+}
+
+#[test]
+fn a_clock_that_leapt_to_the_end_of_a_root_makes_no_other_at_once() {
+    let mut slots = published();
+    slots.retire_root(2, noon());
+    let leapt = |settled_for| Facts {
+        settled_for,
+        wanted: Some(Order::default()),
+        ..facts(YEAR - 2 * DAY, None)
+    };
+    let waiting = next(&slots, &leapt(Duration::ZERO)).unwrap_err();
+    assert_eq!(waiting.phase, Phase::Settled);
+    assert!(matches!(
+        next(&slots, &leapt(HOUR)),
+        Ok(Step::MakeRoot { .. })
+    ));
+}
+
+#[test]
+fn a_root_that_is_not_valid_now_is_neither_given_out_nor_signs() {
+    for state in [State::Prepared, State::Published] {
+        for (begins, ends) in [(HOUR * 2, YEAR), (Duration::ZERO, HOUR)] {
+            let mut slots = published();
+            let root = &mut slots.roots[1].authority;
+            root.state = state;
+            root.not_before = noon() + begins;
+            root.not_after = noon() + ends;
+            let waiting = next(&slots, &facts(HOUR, None)).unwrap_err();
+            assert_eq!(waiting.phase, Phase::Blocked, "{state:?}, {begins:?}");
+            assert!(waiting.message.contains("root 2 is not valid now"));
+        }
+    }
+}
+
+#[test]
+fn a_root_that_waited_for_long_begins_with_an_intermediate_in_the_first_half_of_its_life() {
+    let mut slots = published();
+    let half = YEAR / 2;
+    let switch = |intermediate| {
+        Ok(Step::ActivateRoot {
+            root: 2,
+            intermediate,
+        })
+    };
+    assert_eq!(next(&slots, &facts(half - HOUR, None)), switch(2));
+    let make = Step::MakeIntermediate { root: 2 };
+    assert_eq!(next(&slots, &facts(half, None)), Ok(make));
+    slots.intermediates.push(Intermediate {
+        authority: authority(3, State::Published, noon() + half),
+        root: 2,
+        own: false,
+    });
+    assert_eq!(next(&slots, &facts(half, None)), switch(3));
+}
