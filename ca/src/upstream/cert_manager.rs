@@ -11,7 +11,7 @@
 //! answer is checked and kept here. What a CA left behind that ended in between
 //! is known by its label and swept up.
 
-mod request;
+pub mod request;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -98,10 +98,11 @@ impl CertManager {
                 .boxed();
             while let Some(event) = seen.next().await {
                 match event {
-                    Ok(Some(object)) => match State::of(&object) {
+                    Ok(Some(object)) => match State::of(&object.data) {
                         State::Issued(issued) => return Ok(issued),
                         State::Refused(why) => return Err(self.refused(name, &why)),
                         State::Pending(what) => last = what,
+                        State::Unreadable(what) => return Err(self.unreadable(name, &what)),
                     },
                     Ok(None) => {}
                     Err(error) => last = format!("watching it failed: {error}"),
@@ -140,6 +141,18 @@ impl CertManager {
         UpstreamError::new(
             Reason::Refused,
             format!("CertificateRequest {name} to {}: {why}", self.issuer),
+        )
+    }
+
+    fn unreadable(&self, name: &str, what: &str) -> UpstreamError {
+        UpstreamError::new(
+            Reason::Unusable,
+            format!(
+                "the status of CertificateRequest {name} to {} cannot be read: {what}; is the \
+                 CustomResourceDefinition certificaterequests.cert-manager.io the one of the \
+                 cert-manager that runs, and the issuer's controller made for it?",
+                self.issuer
+            ),
         )
     }
 

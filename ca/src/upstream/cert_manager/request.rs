@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bulkhead_pki::bundle::Roots;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::upstream::answer::Answer;
 use crate::upstream::{Reason, UpstreamError};
@@ -124,16 +124,20 @@ impl<'a> Order<'a> {
 }
 
 /// How far a request has come.
-pub(super) enum State {
+#[derive(Debug)]
+pub enum State {
     Issued(Issued),
     /// By whom and why.
     Refused(String),
     /// What it waits for.
     Pending(String),
+    /// What its status has in it that does not belong there.
+    Unreadable(String),
 }
 
 /// The answer, in PEM.
-pub(super) struct Issued {
+#[derive(Debug)]
+pub struct Issued {
     chain: String,
     ca: String,
 }
@@ -160,31 +164,38 @@ struct Condition {
 }
 
 impl State {
-    pub(super) fn of(object: &DynamicObject) -> Self {
-        let status = object.data.get("status").cloned().unwrap_or_default();
-        let status: Status = serde_json::from_value(status).unwrap_or_default();
-        let find = |kind: &str| status.conditions.iter().find(|found| found.kind == kind);
+    /// Reads a CertificateRequest.
+    pub fn of(request: &Value) -> Self {
+        let status = match request.get("status") {
+            None | Some(Value::Null) => Status::default(),
+            Some(status) => match Status::deserialize(status) {
+                Ok(status) => status,
+                Err(error) => return Self::Unreadable(shown(&error.to_string())),
+            },
+        };
+        let conditions = &status.conditions;
+        let find = |kind: &str| conditions.iter().find(|found| found.kind == kind);
+        let is_true = |kind: &str| {
+            let mut held = conditions.iter().filter(|found| found.status == "True");
+            held.find(|found| found.kind == kind)
+        };
         for (kind, what) in [("Denied", "was denied"), ("InvalidRequest", "is invalid")] {
-            if let Some(condition) = find(kind).filter(|found| found.status == "True") {
+            if let Some(condition) = is_true(kind) {
                 return Self::Refused(format!("it {what}: {}", condition.shown()));
             }
         }
         match find("Ready") {
             Some(ready) if ready.status == "True" => {
-                let text = |encoded: &str| {
-                    let bytes = STANDARD.decode(encoded).unwrap_or_default();
-                    String::from_utf8_lossy(&bytes).into_owned()
-                };
-                Self::Issued(Issued {
-                    chain: text(&status.certificate),
-                    ca: text(&status.ca),
-                })
+                match (decoded(&status.certificate), decoded(&status.ca)) {
+                    (Some(chain), Some(ca)) => Self::Issued(Issued { chain, ca }),
+                    _ => Self::Unreadable("its certificates are not in base64".to_owned()),
+                }
             }
             Some(ready) if matches!(ready.reason.as_str(), "Failed" | "Denied") => {
                 Self::Refused(format!("the issuer refused: {}", ready.shown()))
             }
             Some(ready) => Self::Pending(ready.shown()),
-            None if find("Approved").is_some() => {
+            None if is_true("Approved").is_some() => {
                 Self::Pending("it was approved, and the issuer said nothing yet".to_owned())
             }
             None => Self::Pending("nobody approved or denied it".to_owned()),
@@ -192,18 +203,28 @@ impl State {
     }
 }
 
+fn decoded(base64: &str) -> Option<String> {
+    let bytes = STANDARD.decode(base64).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The beginning of somebody's words, on one line.
+fn shown(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_SHOWN)
+        .collect()
+}
+
 impl Condition {
     fn shown(&self) -> String {
-        let text = format!("{} ({})", self.message, self.reason);
-        text.chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_SHOWN)
-            .collect()
+        shown(&format!("{} ({})", self.message, self.reason))
     }
 }
 
 impl Issued {
-    pub(super) fn read(&self, roots: Option<&Roots>) -> Result<Answer, UpstreamError> {
+    /// What was issued, still to be judged.
+    pub fn read(&self, roots: Option<&Roots>) -> Result<Answer, UpstreamError> {
         if self.chain.is_empty() {
             return Err(UpstreamError::new(
                 Reason::Unusable,
@@ -231,5 +252,77 @@ mod tests {
         for text in ["", "mesh", "Issuer/", "/mesh", "a/b/c/d"] {
             assert_eq!(text.parse::<IssuerRef>(), Err(IssuerError), "{text}");
         }
+    }
+    fn of_status(status: &Value) -> State {
+        State::of(&json!({"spec": {}, "status": status}))
+    }
+
+    fn condition(kind: &str, status: &str, reason: &str) -> Value {
+        json!({"type": kind, "status": status, "reason": reason, "message": "so be it"})
+    }
+
+    #[test]
+    fn what_a_request_waits_for_is_said() {
+        let waits = |status: &Value| match of_status(status) {
+            State::Pending(what) => what,
+            other => panic!("{status}: {other:?}"),
+        };
+        for nothing in [json!(null), json!({}), json!({"conditions": []})] {
+            assert_eq!(waits(&nothing), "nobody approved or denied it");
+        }
+        let approved = |is: &str| json!({"conditions": [condition("Approved", is, "somebody")]});
+        assert!(waits(&approved("True")).contains("the issuer said nothing yet"));
+        assert_eq!(waits(&approved("False")), "nobody approved or denied it");
+        let ready = json!({"conditions": [condition("Ready", "False", "Pending")]});
+        assert_eq!(waits(&ready), "so be it (Pending)");
+    }
+
+    #[test]
+    fn what_was_denied_is_refused_though_it_were_ready() {
+        for (kind, status, reason) in [
+            ("Denied", "True", "policy.example"),
+            ("InvalidRequest", "True", "Spec"),
+            ("Ready", "False", "Failed"),
+            ("Ready", "False", "Denied"),
+        ] {
+            let state = of_status(&json!({"conditions": [condition(kind, status, reason)]}));
+            let State::Refused(why) = state else {
+                panic!("{kind} {status} {reason}: {state:?}");
+            };
+            assert!(why.contains(&format!("so be it ({reason})")), "{why}");
+        }
+        for denied in [["False", "True"], ["True", "False"]] {
+            let [one, other] = denied.map(|is| condition("Denied", is, "policy.example"));
+            let ready = condition("Ready", "True", "Issued");
+            let state = of_status(&json!({"conditions": [ready, one, other]}));
+            assert!(matches!(state, State::Refused(_)), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_read_is_not_one_that_nobody_wrote() {
+        let ready = [condition("Ready", "True", "Issued")];
+        for status in [
+            json!("issued"),
+            json!({"conditions": "none"}),
+            json!({"conditions": [{"type": "Ready"}]}),
+            json!({"conditions": ready, "certificate": 1}),
+            json!({"conditions": ready, "certificate": "-----BEGIN CERTIFICATE-----"}),
+            json!({"conditions": ready, "certificate": "", "ca": "?"}),
+        ] {
+            let state = of_status(&status);
+            assert!(matches!(state, State::Unreadable(_)), "{status}: {state:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_called_issued_has_a_certificate() {
+        let conditions = [condition("Ready", "True", "Issued")];
+        let State::Issued(issued) = of_status(&json!({"conditions": conditions})) else {
+            panic!("it is ready");
+        };
+        let error = issued.read(None).unwrap_err();
+        assert_eq!(error.reason(), Reason::Unusable);
+        assert!(error.to_string().contains("gave no certificate"), "{error}");
     }
 }

@@ -53,14 +53,21 @@ struct Auth {
 }
 
 /// A token that Vault gave.
-pub(super) struct Granted {
-    pub(super) token: Zeroizing<String>,
-    pub(super) lifetime: Duration,
+pub struct Granted {
+    pub token: Zeroizing<String>,
+    pub lifetime: Duration,
 }
 
 /// Reads the answer to a login.
-pub(super) fn granted(json: &[u8]) -> Result<Granted, UpstreamError> {
+pub fn granted(json: &[u8]) -> Result<Granted, UpstreamError> {
     let LoggedIn { auth } = parse(json)?;
+    if auth.client_token.is_empty() {
+        return Err(UpstreamError::new(
+            Reason::Refused,
+            "Vault took the login and gave no token: does it ask for a second factor (MFA) there, \
+             which nobody here can give?",
+        ));
+    }
     Ok(Granted {
         token: Zeroizing::new(auth.client_token),
         // A token that does not expire may still be revoked; nobody here minds
@@ -93,7 +100,7 @@ struct Errors {
 }
 
 /// What an answer other than success means, and what to do about it.
-pub(super) fn refusal(url: &Url, path: &str, status: u16, body: &[u8]) -> UpstreamError {
+pub fn refusal(url: &Url, path: &str, status: u16, body: &[u8]) -> UpstreamError {
     let Errors { errors } = serde_json::from_slice(body).unwrap_or_default();
     let said = errors.join("; ");
     let said: String = said
@@ -141,4 +148,27 @@ pub(super) fn refusal(url: &Url, path: &str, status: u16, body: &[u8]) -> Upstre
         reason,
         format!("Vault at {url} answered {path} with {status} ({said}): {advice}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_for_a_day_at_most() {
+        for (said, kept) in [(0, 3600), (600, 600), (u64::MAX, 24 * 3600)] {
+            let json = format!(r#"{{"auth": {{"client_token": "t", "lease_duration": {said}}}}}"#);
+            let granted = granted(json.as_bytes()).unwrap();
+            assert_eq!(granted.token.as_str(), "t");
+            assert_eq!(granted.lifetime, Duration::from_secs(kept));
+        }
+    }
+
+    #[test]
+    fn a_login_that_wants_a_second_factor_is_refused_and_not_used_without_a_token() {
+        let json = br#"{"auth": {"client_token": "", "mfa_requirement": {"mfa_request_id": "1"}}}"#;
+        let error = granted(json).err().expect("no token was given");
+        assert_eq!(error.reason(), Reason::Refused);
+        assert!(error.to_string().contains("second factor"), "{error}");
+    }
 }
