@@ -21,7 +21,7 @@ mod decision;
 mod record;
 mod request;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,6 +39,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use self::decision::{Decision, Refusal, Rules, decide};
@@ -53,7 +54,7 @@ const KIND: &str = "PodCertificateRequest";
 const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 /// How often it is asked whether the API server has the kind.
 const LOOK: Duration = Duration::from_secs(60);
-/// Requests that are answered at once; the rest wait.
+/// Requests that are tried to be answered at once; the rest wait.
 const AT_ONCE: usize = 16;
 /// How long one try may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -136,25 +137,33 @@ impl Signer {
         let ours = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
         let mut events = pin!(watcher(all, ours).default_backoff());
         let mut waiting: BTreeMap<(String, String), PodCertificateRequest> = BTreeMap::new();
-        let mut in_hand = HashSet::new();
+        let mut in_hand: HashMap<(String, String), Arc<Notify>> = HashMap::new();
+        let turns = Semaphore::new(AT_ONCE);
         let mut answers = FuturesUnordered::new();
         loop {
-            while answers.len() < AT_ONCE
-                && let Some(key) = waiting.keys().find(|key| !in_hand.contains(*key)).cloned()
+            while let Some(key) = waiting
+                .keys()
+                .find(|key| !in_hand.contains_key(*key))
+                .cloned()
                 && let Some(request) = waiting.remove(&key)
             {
-                in_hand.insert(key.clone());
-                answers.push(async {
-                    self.settle(resource, request).await;
+                let is_over = Arc::new(Notify::new());
+                in_hand.insert(key.clone(), Arc::clone(&is_over));
+                let turns = &turns;
+                answers.push(async move {
+                    self.settle(resource, request, turns, &is_over).await;
                     key
                 });
             }
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(Event::Apply(request) | Event::InitApply(request))) => {
-                        let key = (request.namespace().unwrap_or_default(), request.name_any());
-                        // One in hand may be overtaken by whoever changed it, and is then
-                        // answered as it is now.
+                        let key = key_of(&request);
+                        // One in hand is overtaken by whoever changed it, and is answered
+                        // as it is now.
+                        if let Some(is_over) = in_hand.get(&key) {
+                            is_over.notify_one();
+                        }
                         if is_answered(&request) {
                             waiting.remove(&key);
                         } else {
@@ -162,7 +171,10 @@ impl Signer {
                         }
                     }
                     Some(Ok(Event::Delete(request))) => {
-                        let key = (request.namespace().unwrap_or_default(), request.name_any());
+                        let key = key_of(&request);
+                        if let Some(is_over) = in_hand.get(&key) {
+                            is_over.notify_one();
+                        }
                         waiting.remove(&key);
                     }
                     Some(Ok(_)) => {}
@@ -180,11 +192,30 @@ impl Signer {
         }
     }
 
-    /// Answers one request, however often that must be tried.
-    async fn settle(&self, resource: &ApiResource, request: PodCertificateRequest) {
+    /// Answers one request, however often that must be tried, unless it is over first:
+    /// somebody else answered it, or it is not there any more. Between two tries it
+    /// takes nobody's turn.
+    async fn settle(
+        &self,
+        resource: &ApiResource,
+        request: PodCertificateRequest,
+        turns: &Semaphore,
+        is_over: &Notify,
+    ) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut pause = Duration::ZERO;
         loop {
+            let begin = async {
+                sleep(pause).await;
+                turns.acquire().await
+            };
+            let turn = tokio::select! {
+                turn = begin => turn,
+                () = is_over.notified() => return,
+            };
+            // What has begun is brought to its end, so that it is on record.
             let tried = timeout(DEADLINE, self.handle(resource, &request)).await;
+            drop(turn);
             let trouble = match tried {
                 Ok(Ok(())) => return,
                 Ok(Err(trouble)) => trouble,
@@ -197,7 +228,7 @@ impl Signer {
                 namespace = request.namespace(),
                 "answering a PodCertificateRequest failed and will be tried again; its pod waits"
             );
-            sleep(backoff.after_failure(jitter())).await;
+            pause = backoff.after_failure(jitter());
         }
     }
 
@@ -271,6 +302,11 @@ impl Signer {
             observed_generation: None,
         }
     }
+}
+
+/// Its namespace and name.
+fn key_of(request: &PodCertificateRequest) -> (String, String) {
+    (request.namespace().unwrap_or_default(), request.name_any())
 }
 
 /// When kubelet is to ask for the next: at a random point between 50 % and 80 %

@@ -30,6 +30,8 @@ mod neighbours;
 #[cfg(test)]
 mod openssl_files;
 #[cfg(test)]
+mod pod_certificates;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod real_rotation;
