@@ -26,6 +26,8 @@ pub mod commands;
 mod config;
 pub mod emergency;
 pub mod error;
+#[cfg(test)]
+mod fake;
 pub mod manifest;
 pub mod mesh;
 mod moment;

@@ -284,3 +284,6 @@ fn write_missed(out: &mut impl Write, missed: &[Missed]) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,18 @@
 //! What counts as a problem, by kind, length of life and what was asked for.
 
+use std::sync::Arc;
+
+use bulkhead_core::sidecar::default_trust_domain;
+use bulkhead_pki::authority::Authority;
+use bulkhead_pki::serving;
+use bulkhead_runtime::clock::Clock;
+use rustls::ServerConfig;
 use serde_json::json;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::check::finding::Status;
+use crate::fake::FakeCluster;
 
 fn now() -> SystemTime {
     moment::at(1_796_083_200)
@@ -92,4 +102,59 @@ fn every_authority_that_is_not_retired_is_looked_at() {
     assert!(found[0].is_problem() && found[2].is_problem(), "{found:#?}");
     assert!(!found[1].is_problem());
     assert!(found[0].remedy.as_deref().unwrap().contains("under way"));
+}
+
+/// What a replica shows whose certificate of a day is so old.
+fn serving(age: Duration) -> Arc<ServerConfig> {
+    let made = Clock::system().now() - age;
+    let root = Authority::new_root(&default_trust_domain(), days(30), made).unwrap();
+    let intermediate = root.new_intermediate(days(20), made).unwrap();
+    let names = [serving::ServerName::parse("bulkhead-control").unwrap()];
+    let certificate = intermediate.issue_serving(&names, days(1), made).unwrap();
+    certificate.server_config(["h2"]).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_shows_a_certificate_which_it_should_have_renewed_is_named() {
+    let pod = |name: &str| json!({"metadata": {"name": name, "namespace": "bulkhead-system"}});
+    let replicas = ["control-0", "control-1", "control-2"].map(pod);
+    let mut cluster = FakeCluster::new(move |uri| {
+        let is_control = uri
+            .query()
+            .is_some_and(|it| it.contains("bulkhead-control"));
+        let items = if is_control { &replicas[..] } else { &[] };
+        json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items})
+    });
+    let hour = Duration::from_secs(3600);
+    // The third does not listen.
+    for (name, age) in [("control-0", hour), ("control-1", 17 * hour)] {
+        let acceptor = TlsAcceptor::from(serving(age));
+        cluster = cluster.listens(name, ports::CONTROL_PLANE, move |stream| {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move { acceptor.accept(stream).await });
+        });
+    }
+    let look = Look {
+        cluster: &cluster.start(),
+        expires_within: None,
+        now: Clock::system().now(),
+        namespaces: Vec::new(),
+    };
+    let found = shown(&look).await.unwrap();
+    let status: Vec<_> = found.iter().map(|finding| finding.status).collect();
+    let wanted = [Status::Ok, Status::Problem, Status::Skipped];
+    assert_eq!(status, wanted, "{found:#?}");
+    let Finding {
+        message, remedy, ..
+    } = &found[1];
+    assert!(
+        message.starts_with("the certificate that control-1 shows"),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("should have been renewed by now"),
+        "{message}"
+    );
+    assert_eq!(remedy.as_deref(), Some(SEE_CONTROL));
+    assert!(found[2].message.contains("control-2 could not be asked"));
 }
