@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -54,9 +56,10 @@ func serve(ctx context.Context, client string) error {
 //	new ALPN URL    a GET over a connection of its own, whose ClientHello offers
 //	                these protocols, separated by commas; none where it is "-"
 //	kept URL        a GET over a connection that is kept, if it still is there
+//	roots           no call: the fingerprints of the roots that it trusts
 //
-// An answer is `STATUS SERIAL PROTOCOL BODY`, with the serial number of the
-// server's certificate and the version of HTTP, or `failed`, with the reason.
+// The answer to a call is `STATUS SERIAL PROTOCOL BODY`, with the serial number of
+// the server's certificate and the version of HTTP, or `failed`, with the reason.
 func call(ctx context.Context, server string) error {
 	authorized, err := spiffeid.FromString(server)
 	if err != nil {
@@ -94,6 +97,8 @@ func call(ctx context.Context, server string) error {
 			once.CloseIdleConnections()
 		case len(words) == 2 && words[0] == "kept":
 			answer, err = get(ctx, kept, words[1])
+		case len(words) == 1 && words[0] == "roots":
+			answer, err = roots(source, authorized.TrustDomain())
 		default:
 			return fmt.Errorf("no such call: %q", lines.Text())
 		}
@@ -103,6 +108,18 @@ func call(ctx context.Context, server string) error {
 		fmt.Println(answer)
 	}
 	return lines.Err()
+}
+
+func roots(source x509bundle.Source, domain spiffeid.TrustDomain) (string, error) {
+	bundle, err := source.GetX509BundleForTrustDomain(domain)
+	if err != nil {
+		return "", err
+	}
+	var fingerprints []string
+	for _, root := range bundle.X509Authorities() {
+		fingerprints = append(fingerprints, fmt.Sprintf("%x", sha256.Sum256(root.Raw)))
+	}
+	return strings.Join(fingerprints, " "), nil
 }
 
 func get(ctx context.Context, client *http.Client, url string) (string, error) {

@@ -6,4 +6,5 @@
 mod application;
 mod csr_api;
 mod mutual_tls;
+mod rotation;
 mod workload_api;

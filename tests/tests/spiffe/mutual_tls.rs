@@ -19,7 +19,7 @@ fn go(arguments: [&str; 2]) -> Command {
 }
 
 /// An HTTPS server beside a sidecar, for one client.
-async fn server(sidecar: &Sidecar, client: &str) -> (Application, SocketAddr) {
+pub(crate) async fn server(sidecar: &Sidecar, client: &str) -> (Application, SocketAddr) {
     let mut server = sidecar.run(go(["serve", client]));
     let line = server.says().await;
     let address = line.strip_prefix("listening ").unwrap().parse();
@@ -27,7 +27,7 @@ async fn server(sidecar: &Sidecar, client: &str) -> (Application, SocketAddr) {
 }
 
 /// An HTTPS client beside a sidecar, of one server.
-fn client(sidecar: &Sidecar, server: &str) -> Application {
+pub(crate) fn client(sidecar: &Sidecar, server: &str) -> Application {
     sidecar.run(go(["call", server]))
 }
 
