@@ -35,6 +35,7 @@
 //! - [`steer`]: the subcommands that order a rotation in a directory.
 //! - [`serving`]: this server's own certificate.
 //! - [`audit`], [`metrics`], [`admin`]: what is told about it all.
+//! - `fuzzing`: a request that nobody vetted, for `fuzz/` alone.
 //!
 //! A passed check is a value with private fields and one constructor, so that no
 //! path leads past it.
@@ -74,6 +75,8 @@ pub mod audit;
 pub mod authenticate;
 pub mod claims;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod https;
 pub mod issuer;
 pub mod keyring;
