@@ -44,6 +44,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY_FROM_HALF: Duration = Duration::from_millis(100);
 const LOOK_EVERY_UNDER_PRESSURE: Duration = Duration::from_millis(10);
 
+/// The part of the limit by which what is counted may grow without the kernel being asked:
+/// what it counts beyond grows along, by gaps in the heap and by code that runs for the
+/// first time.
+const LOOK_AFTER_PART: u64 = 32;
+
 /// The part of the limit, in hundredths, to which memory is brought back where
 /// connections are ended for it: far enough below for others to have their turn.
 const BROUGHT_BACK_TO: u64 = 75;
@@ -157,6 +162,8 @@ struct Figures {
     /// `u64::MAX` where there is none.
     limit: AtomicU64,
     counted: AtomicI64,
+    /// What was counted when the kernel was asked last.
+    counted_then: AtomicI64,
     rest: AtomicI64,
     /// What the rest was when the process had done nothing yet. Memory that was given
     /// out and never written to is counted and yet not there, which must not make the
@@ -170,6 +177,7 @@ impl Figures {
         Self {
             limit: AtomicU64::new(look.limit.unwrap_or(u64::MAX)),
             counted: AtomicI64::new(counted),
+            counted_then: AtomicI64::new(counted),
             rest: AtomicI64::new(rest),
             least_rest: rest,
         }
@@ -177,11 +185,20 @@ impl Figures {
 
     /// Takes over what the kernel says.
     fn take(&self, look: Look) {
-        let rest = look.used - self.counted.load(Ordering::Relaxed);
+        let counted = self.counted.load(Ordering::Relaxed);
+        self.counted_then.store(counted, Ordering::Relaxed);
+        let rest = look.used - counted;
         self.rest
             .store(rest.max(self.least_rest), Ordering::Relaxed);
         self.limit
             .store(look.limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether so much has been counted since that the kernel is to be asked again.
+    fn have_outgrown_the_last_look(&self) -> bool {
+        let counted = self.counted.load(Ordering::Relaxed);
+        let growth = counted - self.counted_then.load(Ordering::Relaxed);
+        u64::try_from(growth).is_ok_and(|growth| growth > self.limit() / LOOK_AFTER_PART)
     }
 
     fn used(&self) -> u64 {
@@ -214,6 +231,9 @@ impl Budget {
     /// How near the limit is at this moment.
     pub(crate) fn pressure(&self) -> Pressure {
         self.count(heap::growth());
+        if self.0.figures.have_outgrown_the_last_look() {
+            self.0.figures.take(self.0.kernel.look());
+        }
         self.0.figures.pressure()
     }
 
@@ -422,6 +442,20 @@ mod tests {
         assert_eq!(figures.pressure(), Pressure::Shed);
         figures.counted.fetch_add(-85 * MIB, Ordering::Relaxed);
         assert_eq!(figures.used(), 10 * MIB as u64);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_again_when_much_has_grown_since() {
+        let figures = Figures::new(look(10 * MIB), 2 * MIB);
+        figures.counted.fetch_add(3 * MIB, Ordering::Relaxed);
+        assert!(!figures.have_outgrown_the_last_look());
+        figures.counted.fetch_add(MIB, Ordering::Relaxed);
+        assert!(figures.have_outgrown_the_last_look());
+        figures.take(look(16 * MIB));
+        assert!(!figures.have_outgrown_the_last_look());
+        assert_eq!(figures.used(), 16 * MIB as u64);
+        figures.counted.fetch_add(-6 * MIB, Ordering::Relaxed);
+        assert!(!figures.have_outgrown_the_last_look());
     }
 
     #[test]

@@ -453,7 +453,15 @@ impl<P: Places> Forward<P> {
                 headers.insert("grpc-message", message);
             }
         } else {
-            response = Response::new(Either::Right(Full::from(text)));
+            // A body waits for the client's window, and its stream with it: to refuse
+            // would take memory where there is none.
+            let is_for_memory = failure.reason == Reason::Overloaded;
+            let body = if is_for_memory {
+                Full::default()
+            } else {
+                Full::from(text)
+            };
+            response = Response::new(Either::Right(body));
             *response.status_mut() = StatusCode::from_u16(http_status(failure.reason))
                 .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         }

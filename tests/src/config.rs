@@ -16,6 +16,8 @@ const CLUSTER: &str = "BULKHEAD_CLUSTER";
 const BULKHEAD: &str = "BULKHEAD_CLI";
 /// Names the program `bulkhead-init`.
 const INIT: &str = "BULKHEAD_INIT";
+/// Names the program `bulkhead-proxy`.
+const PROXY: &str = "BULKHEAD_PROXY";
 /// How many roots follow each other in the soak of rotations.
 const SOAK_ROOTS: &str = "BULKHEAD_SOAK_ROOTS";
 /// For how many seconds programs are killed at random.
@@ -63,6 +65,11 @@ pub(crate) fn bulkhead() -> Result<PathBuf> {
 /// The program `bulkhead-init`.
 pub fn bulkhead_init() -> Result<PathBuf> {
     told(INIT, "netns")
+}
+
+/// The program `bulkhead-proxy`, as it is in images but for its speed.
+pub fn bulkhead_proxy() -> Result<PathBuf> {
+    told(PROXY, "overload")
 }
 
 /// How many roots follow each other in the soak of rotations: a few seconds' worth,

@@ -8,6 +8,7 @@
 //! - [`vault`], [`cert_manager`]: real CAs above ours.
 //! - [`cluster`]: a real cluster with Bulkhead in it.
 //! - [`network`]: network namespaces, and threads in them as other users.
+//! - [`memory_group`]: a limit of memory for a program, as a container has.
 //! - [`envoy`]: a real Envoy.
 //! - [`subscriber`]: a proxy as control sees it.
 //! - [`metrics`]: what a program of ours has counted.
@@ -21,6 +22,7 @@ pub mod cert_manager;
 pub mod cluster;
 pub mod config;
 pub mod envoy;
+pub mod memory_group;
 pub mod metrics;
 pub mod namespace;
 pub mod network;
