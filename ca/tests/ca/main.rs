@@ -55,3 +55,5 @@ mod tokens;
 mod upstream_files;
 #[cfg(test)]
 mod upstream_leaf;
+#[cfg(test)]
+mod vault;
