@@ -4,13 +4,13 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::pin::Pin;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bulkhead::mesh::Mesh;
+use bulkhead::mesh::{self, Mesh};
 use bulkhead_core::policy::MtlsMode;
-use bulkhead_core::sidecar::InboundListener;
+use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_tests::apps::{self, App};
 use bulkhead_tests::memory_group::MemoryGroup;
 use bulkhead_tests::{config, metrics};
@@ -29,9 +29,12 @@ use crate::attacks::Attack;
 use crate::neighbours::{Neighbours, Outcomes};
 
 /// How long anything may take until it is as it should be.
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 /// The part of the limit from which connections wait, in hundredths (docs/limits.md).
 const HOLD_FROM: u64 = 85;
+/// The part below which it is again when all is over. A client's proxy keeps connections
+/// to servers.
+const GIVEN_BACK: u64 = 60;
 const POLL: Duration = Duration::from_millis(50);
 /// How often each neighbour is to be served: undisturbed, and during the attack.
 const TIMES: u32 = 100;
@@ -46,19 +49,31 @@ pub(crate) struct Ground {
     /// Whether the application goes on with what it has begun.
     goes_on: watch::Sender<bool>,
     _app: App,
+    /// The server's, where the client's is attacked.
+    _other: Option<Running>,
     _mesh: Mesh,
+}
+
+/// Whose proxy it is that is attacked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// That of the application: attackers speak plaintext to a PERMISSIVE port.
+    Server,
+    /// The attackers' own, with mutual TLS to another proxy, which has no limit.
+    Client,
 }
 
 struct Running {
     process: Child,
     log: tempfile::NamedTempFile,
-    inbound: SocketAddr,
+    /// Where the attackers and their neighbours dial.
+    entry: SocketAddr,
     status: SocketAddr,
 }
 
 impl Ground {
     /// Starts all of it, and waits until the proxy is ready.
-    pub(crate) async fn start(limit: u64) -> Self {
+    pub(crate) async fn start(side: Side, limit: u64) -> Self {
         let most = rustix::process::getrlimit(Resource::Nofile).maximum;
         let descriptors = Rlimit {
             current: most,
@@ -69,13 +84,30 @@ impl Ground {
         let (goes_on, app_goes_on) = watch::channel(true);
         let app = app(app_goes_on).await;
         let group = MemoryGroup::new(limit).unwrap();
-        let proxy = Running::start(&mesh, &group, app.address);
+        let program = config::bulkhead_proxy().unwrap();
+        let mut server = mesh.workload("shop", "cart").unwrap();
+        server.inbound = vec![mesh::inbound(app.address)];
+        let (other, settings) = match side {
+            Side::Server => {
+                server.mode = MtlsMode::Permissive;
+                (None, server)
+            }
+            Side::Client => {
+                let other = Running::start(server, Command::new(&program));
+                let mut client = mesh.workload("web", "front").unwrap();
+                let upstream = mesh::upstream(&mesh, "shop", "cart", &[other.entry]);
+                client.outbound = vec![upstream.unwrap()];
+                (Some(other), client)
+            }
+        };
+        let proxy = Running::start(settings, group.command(&program));
         let mut ground = Self {
             limit,
             proxy,
             group,
             goes_on,
             _app: app,
+            _other: other,
             _mesh: mesh,
         };
         ground
@@ -90,10 +122,10 @@ impl Ground {
 
     /// Attacks, and looks at what that does.
     pub(crate) async fn withstands(mut self, name: &str, attack: &Attack) {
-        let mut neighbours = Neighbours::start(self.proxy.inbound);
+        let mut neighbours = Neighbours::start(self.proxy.entry);
         let before = self.served(&mut neighbours, TIMES).await;
 
-        let underway = attack.start(self.proxy.inbound);
+        let underway = attack.start(self.proxy.entry);
         let began = Instant::now();
         // Where connections wait in the kernel for there to be memory, not all come so far.
         while !underway.is_whole() && !self.holds().await && began.elapsed() < WITHIN {
@@ -105,7 +137,7 @@ impl Ground {
 
         self.goes_on.send_replace(false);
         self.until("everything is given back", async |it: &Self| {
-            it.used().await < it.limit / 2
+            it.used().await < it.limit / 100 * GIVEN_BACK
         })
         .await;
         let after = self.served(&mut neighbours, 1).await;
@@ -190,20 +222,20 @@ impl Ground {
 }
 
 impl Running {
-    fn start(mesh: &Mesh, group: &MemoryGroup, app: SocketAddr) -> Self {
-        let (inbound, status, admin) = (free_address(), free_address(), free_address());
-        let mut settings = mesh.workload("shop", "cart").unwrap();
-        settings.mode = MtlsMode::Permissive;
-        settings.inbound = vec![InboundListener {
-            listen: inbound,
-            forward: Some(app),
-        }];
+    /// Starts a proxy of one listener.
+    fn start(mut settings: SidecarConfig, mut command: Command) -> Self {
+        let (entry, status) = (free_address(), free_address());
+        for listener in &mut settings.inbound {
+            listener.listen = entry;
+        }
+        for listener in &mut settings.outbound {
+            listener.listen = entry;
+        }
         settings.status_address = status;
-        settings.admin_address = admin;
+        settings.admin_address = free_address();
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = || -> File { log.as_file().try_clone().unwrap() };
-        let process = group
-            .command(&config::bulkhead_proxy().unwrap())
+        let process = command
             .envs(settings.to_env())
             .stdin(Stdio::null())
             .stdout(output())
@@ -213,7 +245,7 @@ impl Running {
         Self {
             process,
             log,
-            inbound,
+            entry,
             status,
         }
     }

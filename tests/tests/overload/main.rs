@@ -15,44 +15,48 @@ mod ground;
 mod neighbours;
 
 use attacks::Attack;
-use ground::Ground;
+use ground::{Ground, Side};
 
 const SMALL: u64 = 32 << 20;
 const LARGE: u64 = 64 << 20;
 
 macro_rules! withstands {
-    ($($name:ident: $limit:expr, $attack:expr;)*) => {
+    ($($name:ident: $side:ident, $limit:expr, $attack:expr;)*) => {
         $(
             #[test]
             fn $name() {
-                withstand(stringify!($name), $limit, &$attack);
+                withstand(stringify!($name), Side::$side, $limit, &$attack);
             }
         )*
     };
 }
 
 withstands! {
-    ten_thousand_idle_connections_in_32_mib: SMALL, attacks::idle(10_000);
-    ten_thousand_idle_connections_in_64_mib: LARGE, attacks::idle(10_000);
-    ten_thousand_unfinished_heads_in_32_mib: SMALL, attacks::slow_heads(10_000);
-    ten_thousand_unfinished_heads_in_64_mib: LARGE, attacks::slow_heads(10_000);
-    ten_thousand_unfinished_handshakes_in_32_mib: SMALL, attacks::unfinished_handshakes(10_000);
-    heads_of_a_megabyte_in_32_mib: SMALL, attacks::large_heads(300);
-    responses_that_nobody_reads_in_32_mib: SMALL, attacks::unread_responses(2_000);
-    responses_that_nobody_reads_in_64_mib: LARGE, attacks::unread_responses(2_000);
-    bodies_without_an_end_in_32_mib: SMALL, attacks::endless_bodies(2_000);
-    bodies_that_the_application_does_not_read_in_32_mib: SMALL, attacks::unread_bodies(2_000);
-    rapid_resets_in_32_mib: SMALL, attacks::rapid_resets(100);
-    settings_floods_in_32_mib: SMALL, attacks::settings_flood(100);
-    ping_floods_in_32_mib: SMALL, attacks::ping_flood(100);
-    continuation_floods_in_32_mib: SMALL, attacks::continuation_flood(100);
-    closed_windows_in_32_mib: SMALL, attacks::closed_windows(300);
-    closed_windows_in_64_mib: LARGE, attacks::closed_windows(300);
-    hpack_bombs_in_32_mib: SMALL, attacks::hpack_bombs(100);
+    ten_thousand_idle_connections_in_32_mib: Server, SMALL, attacks::idle(10_000);
+    ten_thousand_idle_connections_in_64_mib: Server, LARGE, attacks::idle(10_000);
+    ten_thousand_unfinished_heads_in_32_mib: Server, SMALL, attacks::slow_heads(10_000);
+    ten_thousand_unfinished_heads_in_64_mib: Server, LARGE, attacks::slow_heads(10_000);
+    ten_thousand_unfinished_handshakes_in_32_mib: Server, SMALL, attacks::unfinished_handshakes(10_000);
+    heads_of_a_megabyte_in_32_mib: Server, SMALL, attacks::large_heads(300);
+    responses_that_nobody_reads_in_32_mib: Server, SMALL, attacks::unread_responses(2_000);
+    responses_that_nobody_reads_in_64_mib: Server, LARGE, attacks::unread_responses(2_000);
+    bodies_without_an_end_in_32_mib: Server, SMALL, attacks::endless_bodies(2_000);
+    bodies_that_the_application_does_not_read_in_32_mib: Server, SMALL, attacks::unread_bodies(2_000);
+    rapid_resets_in_32_mib: Server, SMALL, attacks::rapid_resets(100);
+    settings_floods_in_32_mib: Server, SMALL, attacks::settings_flood(100);
+    ping_floods_in_32_mib: Server, SMALL, attacks::ping_flood(100);
+    continuation_floods_in_32_mib: Server, SMALL, attacks::continuation_flood(100);
+    closed_windows_in_32_mib: Server, SMALL, attacks::closed_windows(300);
+    closed_windows_in_64_mib: Server, LARGE, attacks::closed_windows(300);
+    hpack_bombs_in_32_mib: Server, SMALL, attacks::hpack_bombs(100);
+    a_clients_proxy_with_idle_connections_in_32_mib: Client, SMALL, attacks::idle(10_000);
+    a_clients_proxy_with_unread_responses_in_32_mib: Client, SMALL, attacks::unread_responses(2_000);
+    a_clients_proxy_with_unread_bodies_in_32_mib: Client, SMALL, attacks::unread_bodies(2_000);
+    a_clients_proxy_with_closed_windows_in_32_mib: Client, SMALL, attacks::closed_windows(300);
 }
 
 /// Attacks a proxy with this limit, in bytes.
-fn withstand(name: &str, limit: u64, attack: &Attack) {
+fn withstand(name: &str, side: Side, limit: u64, attack: &Attack) {
     // One after the other: each takes all the processors there are.
     static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _turn = TURN
@@ -64,7 +68,7 @@ fn withstand(name: &str, limit: u64, attack: &Attack) {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let ground = Ground::start(limit).await;
+        let ground = Ground::start(side, limit).await;
         ground.withstands(name, attack).await;
     });
 }
