@@ -22,10 +22,11 @@ use bulkhead_pki::identity::WorkloadIdentity;
 use bulkhead_pki::key::PrivateKey;
 use bulkhead_pki::serving::ServerName;
 use bulkhead_runtime::clock::Clock;
+use bulkhead_tests::ports::free_address;
 
 use crate::http1::Kept;
 use crate::load::Caller as _;
-use crate::process::{Process, free_address};
+use crate::process::Process;
 use crate::settings::Settings;
 
 /// What tokens say their issuer is.

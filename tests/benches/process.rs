@@ -1,12 +1,12 @@
 //! A program on a core, with its CPU time and memory.
 
 use std::fs::{File, read_to_string};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bulkhead_tests::ports::free_address;
 use tokio::time::{Instant, sleep};
 
 /// The core of the programs under test. This process is on the other one.
@@ -36,7 +36,7 @@ impl Process {
         environment: &[(&str, String)],
     ) -> Result<Self> {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        let log = directory.join(format!("{name}-{}.log", free_port()?));
+        let log = directory.join(format!("{name}-{}.log", free_address()?.port()));
         let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
         let child = Command::new("taskset")
             .args(["--cpu-list", CORE])
@@ -130,16 +130,4 @@ impl Drop for Process {
             .status();
         let _ = self.child.wait();
     }
-}
-
-/// An address on loopback that nobody listens on, for programs that must be
-/// told where to.
-pub(crate) fn free_address() -> Result<SocketAddr> {
-    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
-}
-
-fn free_port() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener.local_addr()?.port())
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use bulkhead_pki::bundle::Roots;
 use bulkhead_pki::serving::{self, ServerName, ServingAuthority};
 use bulkhead_runtime::clock::Clock;
+use bulkhead_tests::ports::free_address;
 use rustls::ClientConfig;
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -15,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::http1::{Kept, connect};
 use crate::load::{at_rate, maximum};
-use crate::process::{Process, free_address};
+use crate::process::Process;
 use crate::results::{Bound, Figure, Journal, Table, Target};
 use crate::settings::Settings;
 

@@ -12,6 +12,7 @@
 //! - [`envoy`]: a real Envoy.
 //! - [`subscriber`]: a proxy as control sees it.
 //! - [`metrics`]: what a program of ours has counted.
+//! - [`ports`]: ports for programs that must be told theirs.
 //! - [`config`]: what the tests are told by their environment.
 //! - [`balancer`]: one address for several replicas.
 
@@ -26,5 +27,6 @@ pub mod memory_group;
 pub mod metrics;
 pub mod namespace;
 pub mod network;
+pub mod ports;
 pub mod subscriber;
 pub mod vault;

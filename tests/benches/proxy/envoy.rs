@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use bulkhead_tests::ports::free_address;
 use serde_json::{Value, json};
 
 use super::{CLIENT, Ground, Layer, Pair, SERVER};
 use crate::authority::{PemFiles, id};
-use crate::process::{Process, free_address};
+use crate::process::Process;
 
 pub(super) const L4: &str = "Envoy L4";
 pub(super) const L7: &str = "Envoy L7";

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use bulkhead_tests::ports::free_address;
 
 use super::{CLIENT, Ground, Layer, Pair, nginx};
 use crate::authority::PemFiles;
-use crate::process::{Process, free_address};
+use crate::process::Process;
 
 pub(super) const L4: &str = "haproxy L4";
 pub(super) const L7: &str = "haproxy L7";

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use bulkhead_tests::ports::free_address;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,7 +14,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::{CLIENT, Ground, Layer, Pair};
 use crate::authority::PemFiles;
-use crate::process::{Process, free_address};
+use crate::process::Process;
 
 pub(super) const L4: &str = "nginx L4";
 pub(super) const L7: &str = "nginx L7";

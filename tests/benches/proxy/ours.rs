@@ -11,6 +11,7 @@ use bulkhead_core::protocol::Protocol;
 use bulkhead_core::sidecar::{
     InboundListener, OutboundListener, SidecarConfig, default_trust_domain,
 };
+use bulkhead_tests::ports::free_address;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ use super::{CLIENT, Ground, Layer, Pair, SERVER};
 use crate::authority::id;
 use crate::http1::Kept;
 use crate::load::Caller as _;
-use crate::process::{Process, free_address};
+use crate::process::Process;
 
 pub(super) const L4: &str = "ours L4";
 pub(super) const L7: &str = "ours L7";

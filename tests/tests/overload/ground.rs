@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::task::{Context, Poll};
@@ -13,6 +13,7 @@ use bulkhead_core::policy::MtlsMode;
 use bulkhead_core::sidecar::SidecarConfig;
 use bulkhead_tests::apps::{self, App};
 use bulkhead_tests::memory_group::MemoryGroup;
+use bulkhead_tests::ports::free_address;
 use bulkhead_tests::{config, metrics};
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -224,7 +225,7 @@ impl Ground {
 impl Running {
     /// Starts a proxy of one listener.
     fn start(mut settings: SidecarConfig, mut command: Command) -> Self {
-        let (entry, status) = (free_address(), free_address());
+        let (entry, status) = (free_address().unwrap(), free_address().unwrap());
         for listener in &mut settings.inbound {
             listener.listen = entry;
         }
@@ -232,7 +233,7 @@ impl Running {
             listener.listen = entry;
         }
         settings.status_address = status;
-        settings.admin_address = free_address();
+        settings.admin_address = free_address().unwrap();
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = || -> File { log.as_file().try_clone().unwrap() };
         let process = command
@@ -266,11 +267,6 @@ impl Drop for Running {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
 }
 
 /// What the numbers were, for whoever reads what the tests print.

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use bulkhead_core::policy::MtlsMode;
 use bulkhead_core::protocol::Protocol;
+use bulkhead_tests::ports::free_address;
 use tokio::process::Command;
 
 use crate::pair::Pair;
-use crate::programs::{Server, free_address, program, said};
+use crate::programs::{Server, program, said};
 
 fn python(role: &str, port: u16) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/protocols/grpc_peer.py");
@@ -19,7 +20,7 @@ fn python(role: &str, port: u16) -> Command {
 #[tokio::test(flavor = "multi_thread")]
 async fn grpc_calls_of_each_kind_keep_deadlines_cancellation_and_trailers() {
     let directory = tempfile::tempdir().unwrap();
-    let address = free_address();
+    let address = free_address().unwrap();
     let server = Server::start(python("serve", address.port()), address, directory.path()).await;
     for protocol in [Protocol::Auto, Protocol::Grpc] {
         let pair = Pair::start_with(server.address, |config| {

@@ -1,6 +1,6 @@
 //! Clients that run to their end, and servers that run until they are dropped.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -78,11 +78,4 @@ impl Server {
             _process: process,
         }
     }
-}
-
-/// An address of loopback at which nobody listens. It is this process's own, so that
-/// tests beside each other do not meet.
-pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
 }

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use bulkhead_core::policy::MtlsMode;
 use bulkhead_core::protocol::Protocol;
+use bulkhead_tests::ports::free_address;
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::pair::{Pair, metric_becomes};
-use crate::programs::{Server, free_address, program, run, said};
+use crate::programs::{Server, program, run, said};
 
 /// Has `client` talk to the server: at a port that is looked at, then at one that is
 /// not.
@@ -43,7 +44,7 @@ fn directory() -> TempDir {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_is_spoken_with_through_a_pair() {
     let directory = directory();
-    let address = free_address();
+    let address = free_address().unwrap();
     let mut redis = program("redis-server");
     redis.args(["--bind", "127.0.0.1", "--save", "", "--port"]);
     redis.arg(address.port().to_string());
@@ -61,7 +62,7 @@ async fn redis_is_spoken_with_through_a_pair() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_is_spoken_with_through_a_pair() {
     let directory = directory();
-    let address = free_address();
+    let address = free_address().unwrap();
     let data = directory.path().join("data");
     std::fs::create_dir(&data).unwrap();
     let mut mariadb = program("mariadbd");
@@ -86,7 +87,7 @@ async fn mariadb_is_spoken_with_through_a_pair() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_is_spoken_with_through_a_pair() {
     let directory = directory();
-    let address = free_address();
+    let address = free_address().unwrap();
     let data = directory.path().join("data");
     let mut initdb = not_as_root(program("initdb"));
     initdb.args(["--no-sync", "--auth=trust", "--username=somebody", "-D"]);
@@ -129,7 +130,7 @@ fn not_as_root(command: Command) -> Command {
 async fn mail_is_delivered_through_a_pair() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/protocols/mail.py");
     let directory = directory();
-    let address = free_address();
+    let address = free_address().unwrap();
     let mut python = program("python3");
     python
         .arg(&script)

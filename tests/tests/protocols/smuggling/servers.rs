@@ -4,10 +4,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use bulkhead_tests::ports::free_address;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::programs::{PATIENCE, Server, free_address, program};
+use crate::programs::{PATIENCE, Server, program};
 
 /// A request as a server read it, body included.
 #[derive(Clone, Debug, Deserialize)]
@@ -70,7 +71,7 @@ impl Recorder {
             "/tests/protocols/smuggling/recorder.js"
         );
         let directory = tempfile::tempdir().unwrap();
-        let [http1, http2] = [free_address(), free_address()];
+        let [http1, http2] = [free_address().unwrap(), free_address().unwrap()];
         let record = directory.path().join("record");
         let mut node = program("node");
         node.arg(script).arg(http1.port().to_string());
@@ -90,7 +91,7 @@ impl Recorder {
     /// that writes down: that is where a header could become a request.
     pub(crate) async fn nginx() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let [http1, http2, behind, last] = std::array::from_fn(|_| free_address());
+        let [http1, http2, behind, last] = std::array::from_fn(|_| free_address().unwrap());
         let record = directory.path().join("record");
         let path = directory.path().display();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
